@@ -1,0 +1,87 @@
+#!/usr/bin/env bash
+# check.sh [--no-tests]: what must pass before a change lands. Every check runs, whatever the others
+# said; the end names those that failed.
+set -uo pipefail
+cd "$(dirname "$0")/.." || exit 1
+
+# Newer ones may know other rules; raise it on purpose, not by chance.
+CARGO_DENY=0.20.2
+
+failed=()
+
+check() {
+  local name=$1
+  shift
+  printf '== %s\n' "$name"
+  "$@" || failed+=("$name")
+}
+
+main() {
+  check format cargo fmt --check
+  check clippy cargo clippy --locked --all-targets -- -D warnings
+  if [ "${1:-}" != --no-tests ]; then
+    check tests cargo test --locked --no-fail-fast
+  fi
+  check docs env RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
+  check 'stated Rust version' stated_rust
+  check dependencies dependencies
+  check advisories advisories
+
+  if [ "${#failed[@]}" -gt 0 ]; then
+    printf 'check.sh: failed: %s\n' "${failed[*]}" >&2
+    return 1
+  fi
+  printf 'check.sh: all well\n'
+}
+
+# The crate must build with the version that Cargo.toml states, not only with a newer one. Where it
+# is the one in use, the checks above have shown that.
+stated_rust() {
+  local stated used
+  stated=$(sed -n 's/^rust-version *= *"\([0-9.]*\)".*/\1/p' Cargo.toml)
+  used=$(rustc --version | cut -d ' ' -f 2)
+  if [ -z "$stated" ]; then
+    echo "Cargo.toml states no rust-version" >&2
+    return 1
+  fi
+  case "$used" in
+    "$stated" | "$stated".*)
+      echo "rustc $used is the stated $stated"
+      return 0
+      ;;
+  esac
+  if ! rustup run "$stated" rustc --version; then
+    echo "rustc here is $used; for this check: rustup toolchain install $stated" >&2
+    return 1
+  fi
+  # A directory of its own: two compilers in one rebuild everything for each other.
+  rustup run "$stated" cargo check --locked --all-targets --target-dir "target/rust-$stated"
+}
+
+dependencies() {
+  have_cargo_deny && cargo deny --locked check licenses sources bans
+}
+
+# The database of advisories lies on the net, outside the registries that a build needs. What it says
+# is binding where it can be asked; where it cannot, the check says so and is no failure.
+advisories() {
+  have_cargo_deny || return 1
+  local said
+  if ! said=$(timeout 120 cargo deny --locked fetch db 2>&1); then
+    printf 'advisories NOT CHECKED: their database could not be fetched:\n%s\n' "$said"
+    return 0
+  fi
+  cargo deny --locked check advisories --disable-fetch
+}
+
+have_cargo_deny() {
+  if [ "$(cargo deny --version 2>/dev/null)" = "cargo-deny $CARGO_DENY" ]; then
+    return 0
+  fi
+  # Built to be ready soon, not to run fast: a few minutes less on two cores.
+  cargo install --quiet --locked --force --version "$CARGO_DENY" \
+    --config profile.release.lto=false --config profile.release.opt-level=1 \
+    --config profile.release.codegen-units=16 --config profile.release.debug=false cargo-deny
+}
+
+main "$@"
