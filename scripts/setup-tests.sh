@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# Installs the Debian packages that the tests drive: real registries and clients, and the tools that
+# make images, certificates and namespaces. Does nothing where all are there. Starts no service.
+set -euo pipefail
+
+packages=(
+  ca-certificates containerd curl debian-archive-keyring debootstrap docker-registry docker.io
+  gcc iproute2 libc6-dev openssl procps skopeo util-linux
+)
+
+missing=()
+for package in "${packages[@]}"; do
+  state=$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null || true)
+  [ "$state" = installed ] || missing+=("$package")
+done
+if [ "${#missing[@]}" -eq 0 ]; then
+  exit 0
+fi
+if [ "$(id -u)" -ne 0 ]; then
+  echo "setup-tests.sh: not root, and these packages are missing: ${missing[*]}" >&2
+  exit 1
+fi
+
+# The packages of daemons start them on installation unless this file says no. The tests start their
+# own, each with its own directories, and nothing may listen on the machine's addresses meanwhile.
+policy=/usr/sbin/policy-rc.d
+if [ ! -e "$policy" ]; then
+  trap 'rm -f "$policy"' EXIT
+  printf '#!/bin/sh\nexit 101\n' >"$policy"
+  chmod 755 "$policy"
+fi
+
+echo "setup-tests.sh: installing ${missing[*]}"
+export DEBIAN_FRONTEND=noninteractive
+apt-get update -qq
+apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
