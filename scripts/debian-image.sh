@@ -13,6 +13,7 @@ mkdir -p "$cache"
 exec 9>"$layout.lock"
 flock 9
 if [ ! -e "$layout/index.json" ]; then
+  rm -rf "$cache"/image.?????? # of a run that was killed
   work=$(mktemp -d "$cache/image.XXXXXX")
   trap 'rm -rf "$work"' EXIT
   base_system "$suite" "$work/base" "" 9>&- >&2

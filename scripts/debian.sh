@@ -29,9 +29,10 @@ base_system() {
   [ -z "$packages" ] || options+=("--include=$packages")
   mirror=$(apt_mirror)
   log=$dir.log
-  rm -rf "$dir" "$dir.part"
+  rm -rf --one-file-system "$dir" "$dir.part"
   mkdir -p "$dir.part"
-  if ! debootstrap "${options[@]}" "$suite" "$dir.part" "$mirror" >"$log" 2>&1; then
+  # What debootstrap mounts in there goes with the mount namespace, even where it is killed.
+  if ! unshare --mount debootstrap "${options[@]}" "$suite" "$dir.part" "$mirror" >"$log" 2>&1; then
     tail -n 20 "$log" "$dir.part/debootstrap/debootstrap.log" >&2 || true
     echo "debian.sh: debootstrap of $suite failed" >&2
     return 1
