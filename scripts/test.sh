@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# test.sh: everything the project holds itself to, from a fresh clone on: installs what the tests
+# drive, runs them all, then the checks of check.sh. Needs root (packages, network namespaces).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+target=${CARGO_TARGET_DIR:-target}
+
+scripts/setup-tests.sh
+# Unit, integration and documentation tests; all of them even where one fails.
+status=0
+cargo test --locked --no-fail-fast || status=$?
+# The Docker Engine of another Debian release; the tests above have built the binary.
+cargo build --locked
+scripts/e2e-docker.sh "$target/debug/discobot-proxy" || status=$?
+scripts/check.sh --no-tests || status=$?
+exit "$status"
