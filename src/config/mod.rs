@@ -1,0 +1,294 @@
+//! The configuration: what the YAML file and the environment say, checked and typed.
+//!
+//! `tree` reads YAML to nodes that know their lines, `read` turns nodes and variables into a
+//! [`Config`], `value` holds the checks of single values, `print` writes a `Config` back as YAML.
+//! Nothing outside this folder sees YAML.
+//!
+//! Words: a *key* is the dotted path of a setting (`limits.header_size`), a *place* is where the
+//! key was written (a line of the file, a variable, or nowhere: the default).
+//!
+//! What must stay true: a `Config` that exists has passed every check but the compilation of
+//! regular expressions, which is the policy's; secrets never appear in `Debug`
+//! output, in [`Config::to_yaml`] or in an error.
+
+mod at;
+mod defaults;
+mod error;
+mod parent;
+mod pattern;
+mod print;
+mod read;
+mod tree;
+mod value;
+
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+pub use error::ConfigError;
+use error::Places;
+pub use parent::{Credentials, Direct, ParentProxy};
+pub use pattern::HostPattern;
+
+/// Where the configuration is looked for when nothing names a file.
+pub const DEFAULT_FILE: &str = "config.yaml";
+
+/// The whole configuration as it takes effect. Field names are the YAML keys.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Config {
+    /// Listeners and who may use them.
+    pub proxy: Proxy,
+    /// Interception and trust.
+    pub tls: Tls,
+    /// What is stored, where, and how much of it.
+    pub cache: Cache,
+    /// How upstreams are reached.
+    pub upstream: Upstream,
+    /// Header rules in the order of the file; no two have the same pattern.
+    pub headers: Vec<HeaderRule>,
+    /// Which hosts may be reached at all.
+    pub allowlist: Allowlist,
+    /// Log output.
+    pub logging: Logging,
+    /// Bounds on what one peer may take.
+    pub limits: Limits,
+    /// Where each key was written, for errors. Counts for nothing in comparisons.
+    pub places: Places,
+}
+
+impl Config {
+    /// Reads the file, then the environment over it.
+    ///
+    /// The file is `file`, else the one `CONFIG_FILE` names, else `./config.yaml` where that
+    /// exists. `env` gives a variable's value; an empty value counts as not set.
+    ///
+    /// # Errors
+    /// A file that was named and cannot be read, text that is not YAML, an unknown or repeated
+    /// key, a value out of range: the first such fault, in the order of the file.
+    pub fn load(
+        file: Option<&Path>,
+        env: impl Fn(&str) -> Option<String>,
+    ) -> Result<Config, ConfigError> {
+        read::load(file, &env)
+    }
+
+    /// Reads a configuration from YAML text; `name` stands before the line number in errors.
+    ///
+    /// # Errors
+    /// As for [`Config::load`], without the environment.
+    pub fn parse(name: &str, yaml: &str) -> Result<Config, ConfigError> {
+        read::parse(name, yaml, &|_| None)
+    }
+
+    /// The configuration as YAML, every key, secrets masked as `***`. Reads back as a valid
+    /// configuration that differs only where a secret was masked.
+    pub fn to_yaml(&self) -> String {
+        print::yaml(self)
+    }
+
+    /// An error about `key`, with the place where the key was written, for checks that are made
+    /// outside this module (a pattern that does not compile, a port that is taken).
+    pub fn error(&self, key: &str, found: &str, expected: &str) -> ConfigError {
+        self.places.error(key, found, expected)
+    }
+}
+
+/// Key `proxy`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Proxy {
+    /// Addresses the proxy listens on; at least one.
+    pub bind: Vec<IpAddr>,
+    /// Port of the proxy; 0 means any free one.
+    pub port: u16,
+    /// Address of the admin listener.
+    pub api_bind: IpAddr,
+    /// Port of the admin listener; 0 means any free one.
+    pub api_port: u16,
+    /// Further host names of the admin listener, lower case, without port.
+    pub api_hosts: Vec<String>,
+    /// Bearer token the admin listener wants, if any.
+    pub api_token: Option<Secret>,
+    /// Worker threads, at most 1024; 0 means one per core.
+    pub workers: usize,
+    /// Networks whose clients are served.
+    pub allow_clients: Vec<IpNet>,
+    /// Networks no connection is made to.
+    pub deny_destinations: Vec<IpNet>,
+}
+
+/// Key `tls`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Tls {
+    /// Folder of `ca.crt` and `ca.key`.
+    pub cert_dir: PathBuf,
+    /// Hosts whose TLS is opened, beside those under `headers`.
+    pub intercept: Vec<HostPattern>,
+    /// PEM files trusted beside the system's store.
+    pub upstream_ca: Vec<PathBuf>,
+    /// Whether record encryption is handed to the kernel.
+    pub ktls: Ktls,
+}
+
+/// Key `tls.ktls`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ktls {
+    /// Where the kernel has it.
+    Auto,
+    /// Always; a kernel without it is an error.
+    On,
+    /// Never.
+    Off,
+}
+
+/// Key `cache`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Cache {
+    /// False: every request passes.
+    pub enabled: bool,
+    /// Folder of the entries.
+    pub dir: PathBuf,
+    /// Bytes of bodies stored at most; never 0.
+    pub max_size: u64,
+    /// Bytes of the file system left free.
+    pub min_free: u64,
+    /// Regular expressions on the URL's path, not yet compiled.
+    pub patterns: Vec<String>,
+    /// Who may have a stored private image.
+    pub access: Access,
+}
+
+/// Key `cache.access`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Those to whom upstream would give it.
+    Verify,
+    /// Every client.
+    Trust,
+}
+
+/// Key `upstream`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Upstream {
+    /// For one connection attempt, name resolution and TLS included.
+    pub connect_timeout: Duration,
+    /// Without one byte of progress.
+    pub read_timeout: Duration,
+    /// Resumptions of one fill.
+    pub retries: u32,
+    /// A parent HTTP proxy.
+    pub proxy: Option<ParentProxy>,
+    /// What is reached without the parent proxy.
+    pub no_proxy: Vec<Direct>,
+}
+
+/// One host pattern under `headers`. Names are RFC 9110 tokens and none that frames or routes a
+/// message; values are visible ASCII, blanks and tabs.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HeaderRule {
+    /// The hosts it is for.
+    pub pattern: HostPattern,
+    /// Fields that replace what the client sent; no name twice.
+    pub set: Vec<HeaderField>,
+    /// Fields that are added; no name twice.
+    pub append: Vec<HeaderField>,
+}
+
+/// A header field of a rule.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HeaderField {
+    /// The name as it was written.
+    pub name: String,
+    /// The value; secret, since most are credentials.
+    pub value: Secret,
+}
+
+/// Key `allowlist`.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Allowlist {
+    /// False: every host is allowed.
+    pub enabled: bool,
+    /// Hosts that are allowed.
+    pub domains: Vec<HostPattern>,
+    /// Networks that are allowed.
+    pub ips: Vec<IpNet>,
+}
+
+/// Key `logging`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Logging {
+    /// The least severe level that is written.
+    pub level: Level,
+    /// Lines for people or for machines.
+    pub format: Format,
+    /// The file; `None` is standard output.
+    pub file: Option<PathBuf>,
+}
+
+/// Key `logging.level`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Level {
+    /// Errors alone.
+    Error,
+    /// And warnings.
+    Warn,
+    /// And one line a request.
+    Info,
+    /// And what led to it.
+    Debug,
+    /// And everything else.
+    Trace,
+}
+
+/// Key `logging.format`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Key `limits`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Limits {
+    /// Bytes of a request or response head, 1 KiB to 1 MiB.
+    pub header_size: usize,
+    /// For a whole request head, from its first byte.
+    pub header_timeout: Duration,
+    /// For a connection between requests, and for a tunnel without traffic.
+    pub idle_timeout: Duration,
+    /// Client connections at once.
+    pub max_connections: usize,
+    /// Redirects followed for one request; 0 follows none.
+    pub max_redirects: u32,
+    /// How long running transfers may go on after SIGTERM; 0 ends them at once.
+    pub shutdown_grace: Duration,
+}
+
+/// Text that is not to be shown: `Debug` prints `***`.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Wraps a text.
+    pub fn new(text: impl Into<String>) -> Secret {
+        Secret(text.into())
+    }
+
+    /// The text itself: for use on the wire or in a comparison, never for output.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
