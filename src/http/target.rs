@@ -146,8 +146,10 @@ pub fn split_path(path_and_query: &str) -> (&str, Option<&str>) {
 
 /// Visible ASCII without `#`. More of RFC 3986's grammar is not held up to, because real clients
 /// send `|`, `{` and `^` unescaped and registries take them.
+///
+/// No early exit: so the compiler makes it compare many bytes at once.
 fn is_target_text(text: &str) -> bool {
-    text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#')
+    text.bytes().fold(true, |right, byte| right & byte.is_ascii_graphic() & (byte != b'#'))
 }
 
 /// A host and, where given, a port.
@@ -264,7 +266,8 @@ impl<'a> HostRef<'a> {
         if !is_name(name) {
             return Err(Malformed::Host);
         }
-        if !looks_like_number(name.rsplit('.').next().unwrap_or(name)) {
+        let last = memchr::memrchr(b'.', name.as_bytes()).map_or(0, |dot| dot + 1);
+        if !looks_like_number(name.as_bytes().get(last..).unwrap_or_default()) {
             return Ok(HostRef::Name(name));
         }
         text.parse().map(HostRef::V4).map_err(|_| Malformed::Host)
@@ -282,19 +285,24 @@ impl<'a> HostRef<'a> {
 
 /// RFC 1123 2.1 lengths; `_` beside letters, digits and hyphens because names in use have it.
 fn is_name(name: &str) -> bool {
-    name.len() <= 253
-        && name.split('.').all(|label| {
-            (1..=63).contains(&label.len())
-                && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
-        })
+    let mut label = 0;
+    for byte in name.bytes() {
+        match byte {
+            b'.' if label > 0 => label = 0,
+            b'-' | b'_' | b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z' if label < 63 => label += 1,
+            _ => return false,
+        }
+    }
+    label > 0 && name.len() <= 253
 }
 
 /// Whether resolvers may read a name with this last label as an IPv4 address (WHATWG URL, "ends in
 /// a number").
-fn looks_like_number(label: &str) -> bool {
-    let hex = label.strip_prefix("0x").or_else(|| label.strip_prefix("0X"));
-    label.bytes().all(|byte| byte.is_ascii_digit())
-        || hex.is_some_and(|hex| hex.bytes().all(|byte| byte.is_ascii_hexdigit()))
+fn looks_like_number(label: &[u8]) -> bool {
+    match label {
+        [b'0', b'x' | b'X', hex @ ..] => hex.iter().all(u8::is_ascii_hexdigit),
+        label => label.iter().all(u8::is_ascii_digit),
+    }
 }
 
 fn split_port(text: &str) -> Result<(&str, Option<u16>), Malformed> {
