@@ -1,0 +1,165 @@
+//! Counters and latencies of the whole process; nothing here is ever reset.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use hdrhistogram::Histogram;
+
+/// How a request was answered, as far as latencies go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// From a stored entry.
+    Hit,
+    /// From a fill that this request began or joined.
+    Miss,
+    /// From upstream, past the cache.
+    Pass,
+}
+
+const OUTCOMES: [Outcome; 3] = [Outcome::Hit, Outcome::Miss, Outcome::Pass];
+
+impl Outcome {
+    /// The name in statistics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Outcome::Hit => "hit",
+            Outcome::Miss => "miss",
+            Outcome::Pass => "pass",
+        }
+    }
+}
+
+macro_rules! counters {
+    ($($(#[doc = $doc:literal])+ $name:ident,)+) => {
+        /// The counters. All only grow, but for `connections` and `tunnels`, which say what is open.
+        #[derive(Default)]
+        pub struct Stats {
+            $($(#[doc = $doc])+ pub $name: AtomicU64,)+
+            latency: [Latency; OUTCOMES.len()],
+        }
+
+        impl Stats {
+            /// Every counter with its name, in one order.
+            pub fn counters(&self) -> impl Iterator<Item = (&'static str, u64)> {
+                [$((stringify!($name), self.$name.load(Ordering::Relaxed)),)+].into_iter()
+            }
+        }
+    };
+}
+
+counters! {
+    /// Answers given from a stored entry.
+    hits,
+    /// Candidates that had to go upstream, those who joined a fill included.
+    misses,
+    /// Of the misses, those who joined a running fill.
+    coalesced,
+    /// Requests that are no candidates, or could not be stored.
+    passed,
+    /// Entries stored.
+    stores,
+    /// Entries removed to make room.
+    evictions,
+    /// Fills that failed, damaged entries, answers that could not be had.
+    errors,
+    /// Requests refused by a rule.
+    refused,
+    /// CONNECTs relayed as bytes.
+    tunnelled,
+    /// CONNECTs whose TLS was opened.
+    intercepted,
+    /// Connections upstream.
+    dialled,
+    /// Bytes of bodies to clients.
+    bytes_to_clients,
+    /// Of those, bytes from stored entries.
+    bytes_from_cache,
+    /// Bytes of bodies from upstream.
+    bytes_from_upstream,
+    /// Client connections accepted.
+    accepted,
+    /// Client connections open now.
+    connections,
+    /// Connections refused because there were too many.
+    overflowed,
+}
+
+impl Stats {
+    /// Adds to a counter.
+    pub fn add(counter: &AtomicU64, amount: u64) {
+        counter.fetch_add(amount, Ordering::Relaxed);
+    }
+
+    /// Takes from a counter that says what is open.
+    pub fn sub(counter: &AtomicU64, amount: u64) {
+        counter.fetch_sub(amount, Ordering::Relaxed);
+    }
+
+    /// Notes how long an answer's head took from the request's head.
+    pub fn observe(&self, outcome: Outcome, took: Duration) {
+        self.latency[outcome as usize].record(took);
+    }
+
+    /// Microseconds at 50, 90, 99 and 99.9 per cent, and how many there were, for each outcome.
+    pub fn latencies(&self) -> impl Iterator<Item = (Outcome, [u64; 4], u64)> {
+        OUTCOMES.into_iter().map(|outcome| {
+            let (quantiles, count) = self.latency[outcome as usize].quantiles();
+            (outcome, quantiles, count)
+        })
+    }
+}
+
+/// Times in microseconds, two significant digits, up to a minute.
+struct Latency(Mutex<Histogram<u64>>);
+
+const LATENCY_MAX_US: u64 = 60_000_000;
+
+impl Default for Latency {
+    fn default() -> Latency {
+        let histogram = Histogram::new_with_max(LATENCY_MAX_US, 2);
+        // The bounds are constants, and valid ones.
+        Latency(Mutex::new(histogram.expect("constant bounds")))
+    }
+}
+
+impl Latency {
+    fn record(&self, took: Duration) {
+        let us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).saturating_record(us);
+    }
+
+    fn quantiles(&self) -> ([u64; 4], u64) {
+        let histogram = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = [0.5, 0.9, 0.99, 0.999].map(|q| histogram.value_at_quantile(q));
+        (at, histogram.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counters_have_names_and_count() {
+        let stats = Stats::default();
+        Stats::add(&stats.hits, 3);
+        Stats::add(&stats.connections, 2);
+        Stats::sub(&stats.connections, 1);
+        let find = |name| stats.counters().find(|(n, _)| *n == name).map(|(_, value)| value);
+        assert_eq!((find("hits"), find("connections"), find("nope")), (Some(3), Some(1), None));
+    }
+
+    #[test]
+    fn latencies_are_kept_apart_by_outcome() {
+        let stats = Stats::default();
+        for us in 1..=100 {
+            stats.observe(Outcome::Hit, Duration::from_micros(us));
+        }
+        stats.observe(Outcome::Pass, Duration::from_secs(3600));
+        let all: Vec<_> = stats.latencies().collect();
+        assert_eq!((all[0].1[0], all[0].2), (50, 100));
+        assert_eq!(all[1].2, 0);
+        assert!(all[2].1[0] >= 59_000_000);
+    }
+}

@@ -1,0 +1,61 @@
+//! Calls on files and file systems.
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+/// Room on a file system, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Space {
+    /// What an unprivileged process may still write.
+    pub free: u64,
+    /// The file system's size.
+    pub total: u64,
+}
+
+/// How much room the file system that holds `path` has (`statvfs`).
+pub fn space(path: &Path) -> io::Result<Space> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut stat = std::mem::MaybeUninit::<libc::statvfs>::uninit();
+    // SAFETY: `path` is NUL-terminated and `stat` is a writable buffer of the right type.
+    let code = unsafe { libc::statvfs(path.as_ptr(), stat.as_mut_ptr()) };
+    if code != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: `statvfs` returned 0, so it filled the whole structure.
+    let stat = unsafe { stat.assume_init() };
+    Ok(Space {
+        free: stat.f_bavail.saturating_mul(stat.f_frsize),
+        total: stat.f_blocks.saturating_mul(stat.f_frsize),
+    })
+}
+
+/// Moves up to `len` bytes of `file` from `offset` into `socket` without a copy (`sendfile`).
+///
+/// Returns the bytes moved, 0 at the end of the file. On a blocking socket it blocks: the caller has
+/// set `O_NONBLOCK`, and gets `WouldBlock` when the socket is full.
+pub fn sendfile(
+    socket: BorrowedFd<'_>,
+    file: BorrowedFd<'_>,
+    offset: u64,
+    len: usize,
+) -> io::Result<usize> {
+    let mut offset = libc::off_t::try_from(offset).map_err(io::Error::other)?;
+    // SAFETY: both descriptors are borrowed for the call; `offset` is a valid out-pointer.
+    let sent = unsafe { libc::sendfile(socket.as_raw_fd(), file.as_raw_fd(), &mut offset, len) };
+    usize::try_from(sent).map_err(|_| io::Error::last_os_error())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn space_of_the_root_is_known() {
+        let space = space(Path::new("/")).unwrap();
+        assert!(space.total > 0 && space.free <= space.total);
+        assert!(super::space(Path::new("/no/such/path")).is_err());
+    }
+}

@@ -1,0 +1,69 @@
+//! Calls on the process as a whole: signals and limits.
+
+use std::io;
+
+/// The signals the proxy answers to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Signal {
+    /// SIGTERM or SIGINT: finish what runs, then leave.
+    Stop,
+    /// SIGHUP: reopen the log file.
+    Reopen,
+}
+
+/// Blocks SIGTERM, SIGINT and SIGHUP in this thread and every thread it starts afterwards, so that
+/// only [`wait_signal`] sees them.
+pub fn block_signals() -> io::Result<()> {
+    let set = signal_set();
+    // SAFETY: `set` is an initialised signal set; the old mask is not asked for.
+    let code = unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut()) };
+    if code == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(code)) }
+}
+
+/// Waits for the next signal; [`block_signals`] was called before.
+pub fn wait_signal() -> io::Result<Signal> {
+    let set = signal_set();
+    let mut signal = 0;
+    // SAFETY: `set` is an initialised signal set and `signal` a valid out-pointer.
+    let code = unsafe { libc::sigwait(&set, &mut signal) };
+    if code != 0 {
+        return Err(io::Error::from_raw_os_error(code));
+    }
+    Ok(if signal == libc::SIGHUP { Signal::Reopen } else { Signal::Stop })
+}
+
+fn signal_set() -> libc::sigset_t {
+    // SAFETY: `sigemptyset` initialises the set before it is read; the numbers are valid signals.
+    unsafe {
+        let mut set = std::mem::zeroed();
+        libc::sigemptyset(&mut set);
+        libc::sigaddset(&mut set, libc::SIGTERM);
+        libc::sigaddset(&mut set, libc::SIGINT);
+        libc::sigaddset(&mut set, libc::SIGHUP);
+        set
+    }
+}
+
+/// Raises the soft limit of open files to the hard one and returns it.
+pub fn raise_open_files() -> io::Result<u64> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `limit` is a valid out-pointer.
+    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    limit.rlim_cur = limit.rlim_max;
+    // SAFETY: `limit` is initialised and the call only reads it.
+    if unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(limit.rlim_cur)
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_limit_of_open_files_is_raised() {
+        let limit = super::raise_open_files().unwrap();
+        assert_eq!(super::raise_open_files().unwrap(), limit);
+    }
+}

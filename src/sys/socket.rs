@@ -1,0 +1,99 @@
+//! Socket calls that never block, whatever mode the socket is in.
+//!
+//! The runtime's io_uring driver keeps sockets in blocking mode; `MSG_DONTWAIT` makes one call
+//! non-blocking without touching the mode, so reads and writes can be tried first and waited for
+//! only when the kernel says `EAGAIN`. A wait that is dropped then never loses bytes.
+
+use std::io::{self, IoSlice};
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+/// Receives into the spare capacity of `buf`, at most `max` bytes; `buf` grows by what came.
+///
+/// Returns 0 at the end of the stream, `WouldBlock` when nothing is there.
+pub fn recv(socket: BorrowedFd<'_>, buf: &mut Vec<u8>, max: usize) -> io::Result<usize> {
+    let spare = buf.spare_capacity_mut();
+    let len = spare.len().min(max);
+    // SAFETY: the pointer and length describe spare capacity that `buf` owns and nobody else uses.
+    let got = unsafe {
+        libc::recv(socket.as_raw_fd(), spare.as_mut_ptr().cast(), len, libc::MSG_DONTWAIT)
+    };
+    let got = usize::try_from(got).map_err(|_| io::Error::last_os_error())?;
+    // SAFETY: the kernel wrote `got` bytes, at most `len`, right behind the initialised part.
+    unsafe { buf.set_len(buf.len() + got) };
+    Ok(got)
+}
+
+/// The descriptor of a runtime's socket, which offers only its number.
+pub fn borrow<T: AsRawFd>(socket: &T) -> BorrowedFd<'_> {
+    // SAFETY: `socket` owns the descriptor and is borrowed for as long as the result lives.
+    unsafe { BorrowedFd::borrow_raw(socket.as_raw_fd()) }
+}
+
+/// Looks whether a byte or the end of the stream is waiting, without taking it.
+///
+/// Returns the bytes seen (0 or 1; 0 is the end), `WouldBlock` when the stream is quiet.
+pub fn peek(socket: BorrowedFd<'_>) -> io::Result<usize> {
+    let mut byte = 0_u8;
+    let flags = libc::MSG_DONTWAIT | libc::MSG_PEEK;
+    // SAFETY: the buffer is one writable byte and the length says so.
+    let got =
+        unsafe { libc::recv(socket.as_raw_fd(), std::ptr::from_mut(&mut byte).cast(), 1, flags) };
+    usize::try_from(got).map_err(|_| io::Error::last_os_error())
+}
+
+/// Sends from several slices at once. `more` tells TCP that further bytes follow directly, so that a
+/// head and the start of its body share a segment.
+///
+/// Returns the bytes taken, `WouldBlock` when the socket is full. Never raises SIGPIPE.
+pub fn send(socket: BorrowedFd<'_>, bufs: &[IoSlice<'_>], more: bool) -> io::Result<usize> {
+    // SAFETY: a zeroed msghdr is a valid empty one.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_iov = bufs.as_ptr().cast_mut().cast();
+    message.msg_iovlen = bufs.len().min(IOV_MAX) as _;
+    let more = if more { libc::MSG_MORE } else { 0 };
+    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL | more;
+    // SAFETY: IoSlice has the layout of iovec; the kernel only reads through it, within the call.
+    let sent = unsafe { libc::sendmsg(socket.as_raw_fd(), &message, flags) };
+    usize::try_from(sent).map_err(|_| io::Error::last_os_error())
+}
+
+/// The most slices one call takes (`UIO_MAXIOV`).
+pub const IOV_MAX: usize = 1024;
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::os::fd::AsFd;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    #[test]
+    fn a_quiet_socket_would_block_and_a_closed_one_ends() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let mut buf = Vec::with_capacity(16);
+        let error = recv(ours.as_fd(), &mut buf, 16).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+        assert_eq!(peek(ours.as_fd()).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        theirs.write_all(b"abc").unwrap();
+        assert_eq!(peek(ours.as_fd()).unwrap(), 1);
+        assert_eq!(recv(ours.as_fd(), &mut buf, 2).unwrap(), 2);
+        assert_eq!(recv(ours.as_fd(), &mut buf, 16).unwrap(), 1);
+        assert_eq!(buf, b"abc");
+        drop(theirs);
+        assert_eq!(recv(ours.as_fd(), &mut buf, 1).unwrap(), 0);
+    }
+
+    #[test]
+    fn slices_leave_in_order() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let sent = send(ours.as_fd(), &[IoSlice::new(b"head"), IoSlice::new(b"body")], false);
+        assert_eq!(sent.unwrap(), 8);
+        let mut got = [0; 8];
+        theirs.read_exact(&mut got).unwrap();
+        assert_eq!(&got, b"headbody");
+        drop(theirs);
+        let error = send(ours.as_fd(), &[IoSlice::new(b"x")], false).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+    }
+}
