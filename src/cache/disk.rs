@@ -1,0 +1,314 @@
+//! Files: their names, their format, the commit by rename, the scan at start.
+//!
+//! ```text
+//! <dir>/blobs/sha256/<hex>        exactly the body's bytes; its SHA-256 is its name
+//! <dir>/blobs/sha256/<hex>.meta   one line of JSON ([`Meta`]), then the stored head
+//! <dir>/blobs/sha512/…            the same for SHA-512
+//! <dir>/urls/sha256/<hex>[.meta]  entries that carry no digest, by the hash of their URL
+//! <dir>/partial/<n>.part          what is being filled; means nothing, removed at the start
+//! <dir>/lock                      held by the process that uses the directory
+//! ```
+//!
+//! The appearance of the body's final name is the commit; its `.meta` is there before it. The
+//! modification time of the body is its last use. Everything here blocks: it runs on helper threads.
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, BufRead, BufReader, Read};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+
+use crate::key::{Algorithm, Digest, Key};
+use crate::sys;
+
+/// The first line of a `.meta` file.
+#[derive(Debug, Serialize, Deserialize)]
+struct Meta {
+    /// Version of this format.
+    format: u32,
+    /// `sha256:…`, `sha512:…` or `url:…`: must agree with the file's name.
+    key: String,
+    /// Bytes of the body; must agree with the file's length.
+    length: u64,
+    /// When it was stored, RFC 3339.
+    stored: String,
+}
+
+const FORMAT: u32 = 1;
+
+/// A stored head larger than this is not ours; response heads are limited far below it.
+const META_MAX: u64 = 2 * 1024 * 1024;
+
+/// The folders that hold entries, below the cache directory.
+const FOLDERS: [&str; 3] = ["blobs/sha256", "blobs/sha512", "urls/sha256"];
+
+/// What [`Disk::load`] gives.
+pub(super) struct Loaded {
+    pub file: File,
+    pub head: Box<[u8]>,
+    pub len: u64,
+    pub stored: SystemTime,
+}
+
+/// A body the scan came upon.
+pub(super) struct Seen {
+    pub key: Key,
+    pub size: u64,
+    pub used_ms: u64,
+}
+
+/// The cache directory, locked for this process.
+pub(super) struct Disk {
+    dir: PathBuf,
+    next_part: AtomicU64,
+    _lock: File,
+}
+
+impl Disk {
+    /// Makes the directories, takes the lock, tries whether files can be written, and removes what
+    /// an earlier process left unfinished. The error names the path.
+    pub(super) fn open(dir: &Path) -> io::Result<Disk> {
+        make_folders(dir)?;
+        let path = dir.join("lock");
+        let lock = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(&path)
+            .map_err(|error| at(&path, error))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let text = format!("{}: in use by another discobot-proxy", dir.display());
+                return Err(io::Error::new(io::ErrorKind::ResourceBusy, text));
+            }
+            Err(TryLockError::Error(error)) => return Err(at(&path, error)),
+        }
+        let disk = Disk { dir: dir.to_owned(), next_part: AtomicU64::new(0), _lock: lock };
+        disk.remove_partial()?;
+        let (probe, path) = disk.create_part()?;
+        drop(probe);
+        fs::remove_file(&path).map_err(|error| at(&path, error))?;
+        Ok(disk)
+    }
+
+    /// A new file to fill, open for reading and writing. Makes the directories anew where they are
+    /// gone.
+    pub(super) fn create_part(&self) -> io::Result<(File, PathBuf)> {
+        let number = self.next_part.fetch_add(1, Ordering::Relaxed);
+        let path = self.dir.join("partial").join(format!("{number}.part"));
+        let open =
+            || OpenOptions::new().read(true).write(true).create_new(true).mode(0o640).open(&path);
+        let file = match open() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                make_folders(&self.dir)?;
+                open()
+            }
+            result => result,
+        };
+        let file = file.map_err(|error| at(&path, error))?;
+        Ok((file, path))
+    }
+
+    /// Room for files, in bytes.
+    pub(super) fn free(&self) -> io::Result<u64> {
+        Ok(sys::file::space(&self.dir)?.free)
+    }
+
+    /// Gives a finished part its final name, its `.meta` first.
+    pub(super) fn commit(
+        &self,
+        part: &Path,
+        key: &Key,
+        len: u64,
+        stored: SystemTime,
+        head: &[u8],
+    ) -> io::Result<()> {
+        let body = self.path(key);
+        let meta_path = meta_path(&body);
+        if matches!(key, Key::Url(_)) {
+            // Another body may lie under this name: gone before its `.meta` changes.
+            remove_if_there(&body)?;
+        }
+        let meta = Meta {
+            format: FORMAT,
+            key: name(key),
+            length: len,
+            stored: humantime::format_rfc3339_millis(stored).to_string(),
+        };
+        let mut bytes = serde_json::to_vec(&meta)?;
+        bytes.push(b'\n');
+        bytes.extend_from_slice(head);
+        let meta_part = part.with_extension("meta.part");
+        let written = fs::write(&meta_part, &bytes)
+            .and_then(|()| fs::rename(&meta_part, &meta_path))
+            .and_then(|()| fs::rename(part, &body));
+        if written.is_err() {
+            // Nothing half-made stays behind; the error that counts is the first one.
+            let _ = fs::remove_file(&meta_part);
+            let _ = fs::remove_file(&meta_path);
+        }
+        written
+    }
+
+    /// Opens a stored entry. `InvalidData` where its files do not agree with each other.
+    pub(super) fn load(&self, key: &Key) -> io::Result<Loaded> {
+        let path = self.path(key);
+        let file = File::open(&path)?;
+        let meta_file = File::open(meta_path(&path))?;
+        let mut reader = BufReader::new(meta_file.take(META_MAX));
+        let mut line = Vec::new();
+        reader.read_until(b'\n', &mut line)?;
+        let meta: Meta = serde_json::from_slice(&line)?;
+        let mut head = Vec::new();
+        reader.read_to_end(&mut head)?;
+        let found = file.metadata()?;
+        if fs::metadata(&path)?.ino() != found.ino() {
+            return Err(io::Error::new(io::ErrorKind::Interrupted, "replaced while it was opened"));
+        }
+        let stored = humantime::parse_rfc3339(&meta.stored);
+        match stored {
+            Ok(stored)
+                if meta.format == FORMAT
+                    && meta.key == name(key)
+                    && meta.length == found.len()
+                    && found.is_file() =>
+            {
+                Ok(Loaded { file, head: head.into(), len: meta.length, stored })
+            }
+            _ => Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("{}: length or .meta do not agree", path.display()),
+            )),
+        }
+    }
+
+    /// Removes an entry's files; readers keep what they have open.
+    pub(super) fn remove(&self, key: &Key) -> io::Result<()> {
+        let body = self.path(key);
+        remove_if_there(&body)?;
+        remove_if_there(&meta_path(&body))
+    }
+
+    /// Notes when an entry was last used.
+    pub(super) fn touch(&self, key: &Key, used_ms: u64) -> io::Result<()> {
+        let time = UNIX_EPOCH + Duration::from_millis(used_ms);
+        File::open(self.path(key))?.set_modified(time)
+    }
+
+    /// Goes through all stored bodies in no order. A `.meta` whose body never came (the process died
+    /// between the two names) is removed; what is no entry's file is left alone.
+    pub(super) fn scan(&self, mut each: impl FnMut(Seen)) -> io::Result<()> {
+        let begun = SystemTime::now();
+        for folder in FOLDERS {
+            for found in fs::read_dir(self.dir.join(folder))? {
+                let found = found?;
+                let name = found.file_name();
+                let Some(name) = name.to_str() else { continue };
+                if let Some(body) = name.strip_suffix(".meta") {
+                    if key_of(folder, body).is_some() {
+                        remove_orphan(&found.path(), body, begun);
+                    }
+                    continue;
+                }
+                let Some(key) = key_of(folder, name) else { continue };
+                // An entry may be evicted between the listing and the look at it.
+                let Ok(metadata) = found.metadata() else { continue };
+                if metadata.is_file() {
+                    let used = metadata.modified().unwrap_or(UNIX_EPOCH);
+                    each(Seen { key, size: metadata.len(), used_ms: millis(used) });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn remove_partial(&self) -> io::Result<()> {
+        let folder = self.dir.join("partial");
+        for found in fs::read_dir(&folder).map_err(|error| at(&folder, error))? {
+            let path = found?.path();
+            if path.extension().is_some_and(|extension| extension == "part") {
+                fs::remove_file(&path).map_err(|error| at(&path, error))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn path(&self, key: &Key) -> PathBuf {
+        let folder = match key {
+            Key::Digest(digest) => match digest.algorithm() {
+                Algorithm::Sha256 => FOLDERS[0],
+                Algorithm::Sha512 => FOLDERS[1],
+            },
+            Key::Url(_) => FOLDERS[2],
+        };
+        self.dir.join(folder).join(key.hex())
+    }
+}
+
+/// Milliseconds since 1970, 0 for what lies before.
+pub(super) fn millis(time: SystemTime) -> u64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn make_folders(dir: &Path) -> io::Result<()> {
+    for folder in FOLDERS.iter().chain(&["partial"]) {
+        let path = dir.join(folder);
+        let made = fs::DirBuilder::new().recursive(true).mode(0o750).create(&path);
+        made.map_err(|error| at(&path, error))?;
+    }
+    Ok(())
+}
+
+fn name(key: &Key) -> String {
+    match key {
+        Key::Digest(digest) => digest.to_string(),
+        Key::Url(_) => format!("url:{}", key.hex()),
+    }
+}
+
+fn key_of(folder: &str, name: &str) -> Option<Key> {
+    let digest = |algorithm| Digest::from_hex(algorithm, name);
+    match folder {
+        "blobs/sha256" => digest(Algorithm::Sha256).map(Key::Digest),
+        "blobs/sha512" => digest(Algorithm::Sha512).map(Key::Digest),
+        _ => match digest(Algorithm::Sha256)? {
+            Digest::Sha256(bytes) => Some(Key::Url(bytes)),
+            Digest::Sha512(_) => None,
+        },
+    }
+}
+
+fn meta_path(body: &Path) -> PathBuf {
+    let mut name = body.as_os_str().to_owned();
+    name.push(".meta");
+    PathBuf::from(name)
+}
+
+fn remove_orphan(meta: &Path, body: &str, begun: SystemTime) {
+    if fs::exists(meta.with_file_name(body)).unwrap_or(true) {
+        return;
+    }
+    // A younger one belongs to a commit that is under way.
+    let old = fs::metadata(meta).and_then(|found| found.modified()).is_ok_and(|time| time < begun);
+    if old {
+        // Whatever keeps it from being removed keeps it from being served, too.
+        let _ = fs::remove_file(meta);
+    }
+}
+
+fn remove_if_there(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result,
+    }
+}
+
+fn at(path: &Path, error: io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+}

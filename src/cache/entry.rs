@@ -1,0 +1,248 @@
+//! An entry: what every reader of the same bytes shares. It is a file that grows, a head that is
+//! opaque here, and progress that is always said and never inferred.
+//!
+//! *written*: bytes readers may take. It only grows, and while a digest is still to be proven it
+//! stays [`HELD_BACK`] short of the end, so that nobody ever receives the whole of a wrong body.
+//!
+//! Wakers and a std mutex are all that is used: no runtime, and a test can poll it by hand.
+
+use std::fs::File;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::time::SystemTime;
+
+use super::Failure;
+use crate::key::Key;
+
+/// Bytes of a body under proof that no reader sees before its digest agrees.
+pub const HELD_BACK: u64 = 16 * 1024;
+
+/// The bytes of an entry and what goes with them.
+#[derive(Debug)]
+pub struct Body {
+    /// The open file; unlinking it does not disturb whoever holds this.
+    pub file: File,
+    /// The stored head, opaque to the cache.
+    pub head: Box<[u8]>,
+    /// When the bytes were stored, or began to be.
+    pub stored: SystemTime,
+}
+
+/// How far an entry is. One way only: `Pending`, `Growing`, then one of the endings.
+#[derive(Clone, Debug)]
+pub enum Phase {
+    /// A lease is out; whether there will be bytes is not known yet.
+    Pending,
+    /// A fill appends.
+    Growing {
+        /// What is written to.
+        body: Arc<Body>,
+        /// Bytes readers may take.
+        written: u64,
+        /// The full length where upstream gave one.
+        len: Option<u64>,
+    },
+    /// All bytes are there and proven.
+    Complete {
+        /// What is read from.
+        body: Arc<Body>,
+        /// The full length.
+        len: u64,
+    },
+    /// The answer is not to be stored: everyone asks upstream for himself.
+    Declined,
+    /// The lease ended without a word: look up again.
+    Abandoned,
+    /// The fill broke off.
+    Failed(Failure),
+}
+
+/// One entry, shared by its fill and all its readers.
+#[derive(Debug)]
+pub struct Entry {
+    key: Key,
+    shared: Mutex<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    phase: Phase,
+    waiting: Vec<Option<Waker>>,
+    vacant: Vec<usize>,
+    doomed: bool,
+}
+
+impl Entry {
+    /// An entry whose lease has just been given out.
+    pub(super) fn pending(key: Key) -> Arc<Entry> {
+        Entry::with(key, Phase::Pending)
+    }
+
+    /// An entry read back from disk.
+    pub(super) fn complete(key: Key, body: Body, len: u64) -> Arc<Entry> {
+        Entry::with(key, Phase::Complete { body: Arc::new(body), len })
+    }
+
+    fn with(key: Key, phase: Phase) -> Arc<Entry> {
+        let shared = Shared { phase, waiting: Vec::new(), vacant: Vec::new(), doomed: false };
+        Arc::new(Entry { key, shared: Mutex::new(shared) })
+    }
+
+    /// What names this entry.
+    pub fn key(&self) -> &Key {
+        &self.key
+    }
+
+    /// How far it is now.
+    pub fn phase(&self) -> Phase {
+        self.lock().phase.clone()
+    }
+
+    /// Says that the entry was removed while its fill runs: it is delivered and then forgotten.
+    pub(super) fn doom(&self) {
+        self.lock().doomed = true;
+    }
+
+    /// Whether [`Entry::doom`] was called.
+    pub(super) fn is_doomed(&self) -> bool {
+        self.lock().doomed
+    }
+
+    /// Moves on to `phase` and wakes everyone who waits.
+    pub(super) fn advance(&self, phase: Phase) {
+        let wakers: Vec<Waker> = {
+            let mut shared = self.lock();
+            debug_assert!(may_follow(&shared.phase, &phase), "{:?} -> {phase:?}", shared.phase);
+            shared.phase = phase;
+            shared.waiting.iter_mut().filter_map(Option::take).collect()
+        };
+        for waker in wakers {
+            waker.wake();
+        }
+    }
+
+    /// Looks at the phase through `look`; where that has nothing to say yet, `slot` is woken at the
+    /// next step.
+    pub(super) fn poll<T>(
+        &self,
+        slot: &mut Slot,
+        cx: &mut Context<'_>,
+        look: impl FnOnce(&Phase) -> Option<T>,
+    ) -> Poll<T> {
+        let mut shared = self.lock();
+        if let Some(found) = look(&shared.phase) {
+            return Poll::Ready(found);
+        }
+        let index = *slot.index.get_or_insert_with(|| {
+            shared.vacant.pop().unwrap_or_else(|| {
+                shared.waiting.push(None);
+                shared.waiting.len() - 1
+            })
+        });
+        if let Some(waiting) = shared.waiting.get_mut(index) {
+            match waiting {
+                Some(waker) if waker.will_wake(cx.waker()) => {}
+                _ => *waiting = Some(cx.waker().clone()),
+            }
+        }
+        Poll::Pending
+    }
+
+    /// Gives a reader's place among the waiting back.
+    pub(super) fn leave(&self, slot: &mut Slot) {
+        if let Some(index) = slot.index.take() {
+            let mut shared = self.lock();
+            if let Some(waiting) = shared.waiting.get_mut(index) {
+                *waiting = None;
+                shared.vacant.push(index);
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Shared> {
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A reader's place among those who wait for an entry; none until it first has to wait.
+#[derive(Debug, Default)]
+pub(super) struct Slot {
+    index: Option<usize>,
+}
+
+fn may_follow(old: &Phase, new: &Phase) -> bool {
+    match (old, new) {
+        (Phase::Pending, Phase::Pending | Phase::Complete { .. }) => false,
+        (Phase::Pending, _) => true,
+        (Phase::Growing { written: old, .. }, Phase::Growing { written: new, len, .. }) => {
+            old <= new && len.is_none_or(|len| *new <= len)
+        }
+        (Phase::Growing { written, .. }, Phase::Complete { len, .. }) => written <= len,
+        (Phase::Growing { .. }, Phase::Failed(_)) => true,
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::task::Wake;
+
+    use super::*;
+
+    struct Count(AtomicUsize);
+
+    impl Wake for Count {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    fn entry() -> Arc<Entry> {
+        Entry::pending(Key::Url([0; 32]))
+    }
+
+    #[test]
+    fn every_waiting_reader_is_woken_once() {
+        let entry = entry();
+        let count = Arc::new(Count(AtomicUsize::new(0)));
+        let waker = Waker::from(Arc::clone(&count));
+        let mut cx = Context::from_waker(&waker);
+        let mut slots = [Slot::default(), Slot::default()];
+        for slot in &mut slots {
+            for _ in 0..2 {
+                assert!(entry.poll(slot, &mut cx, |_| None::<()>).is_pending());
+            }
+        }
+        entry.advance(Phase::Declined);
+        assert_eq!(count.0.load(Ordering::SeqCst), 2);
+        let seen = entry
+            .poll(&mut slots[0], &mut cx, |phase| matches!(phase, Phase::Declined).then_some(()));
+        assert!(seen.is_ready());
+    }
+
+    #[test]
+    fn a_reader_that_left_is_not_woken_and_its_place_is_used_again() {
+        let entry = entry();
+        let count = Arc::new(Count(AtomicUsize::new(0)));
+        let waker = Waker::from(Arc::clone(&count));
+        let mut cx = Context::from_waker(&waker);
+        let mut slot = Slot::default();
+        assert!(entry.poll(&mut slot, &mut cx, |_| None::<()>).is_pending());
+        entry.leave(&mut slot);
+        let mut next = Slot::default();
+        assert!(entry.poll(&mut next, &mut cx, |_| None::<()>).is_pending());
+        assert_eq!(entry.lock().waiting.len(), 1);
+        entry.leave(&mut next);
+        entry.advance(Phase::Abandoned);
+        assert_eq!(count.0.load(Ordering::SeqCst), 0);
+    }
+
+    #[test]
+    #[should_panic(expected = "->")]
+    fn an_ending_is_final() {
+        let entry = entry();
+        entry.advance(Phase::Declined);
+        entry.advance(Phase::Abandoned);
+    }
+}

@@ -1,0 +1,287 @@
+//! The writing side of an entry. A [`Lease`] becomes a [`Fill`] once there is something to store;
+//! both say how they end even when they are dropped.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use super::entry::{Body, Entry, HELD_BACK, Phase};
+use super::janitor::Job;
+use super::{Cache, CacheError, Failure, Inner, Reader, lock, now_ms};
+use crate::key::{Digest, Hasher};
+use crate::stats::Stats;
+
+/// Room set aside at a time for a body whose length is not known.
+const GROWTH: u64 = 16 * 1024 * 1024;
+
+/// The sole right to fill a key. Dropped, those who wait look up again.
+pub struct Lease {
+    cache: Cache,
+    entry: Arc<Entry>,
+    used: bool,
+}
+
+impl Lease {
+    pub(super) fn new(cache: Cache, entry: Arc<Entry>) -> Lease {
+        Lease { cache, entry, used: false }
+    }
+
+    /// Says that the answer will not be stored: those who wait ask upstream themselves.
+    pub fn decline(mut self) {
+        self.end(Phase::Declined);
+    }
+
+    /// Says that there is no answer at all; those who wait get the reason.
+    pub fn fail(mut self, why: Failure) {
+        self.end(Phase::Failed(why));
+    }
+
+    /// Begins to store a body of `len` bytes, where that is known, that must hash to `digest`, where
+    /// one is given. `head` is handed back to readers as it is.
+    ///
+    /// Where the file can't be made the lease is declined.
+    pub async fn begin(
+        mut self,
+        head: Vec<u8>,
+        len: Option<u64>,
+        digest: Option<Digest>,
+    ) -> Result<(Fill, Reader), CacheError> {
+        let reserved = len.unwrap_or(GROWTH);
+        let cache = self.cache.clone();
+        let evicted = {
+            let mut index = cache.inner.index();
+            index.reserve(reserved);
+            index.shrink(cache.inner.options.max_size)
+        };
+        cache.discard(evicted);
+        let inner = Arc::clone(&cache.inner);
+        let made = cache.help(move || make_part(&inner, reserved)).await;
+        let made = made.and_then(|made| made).and_then(|(file, part)| {
+            let writer = file.try_clone().and_then(monoio::fs::File::from_std);
+            Ok((file, part, writer?))
+        });
+        let (file, part, writer) = match made {
+            Ok(made) => made,
+            Err(error) => {
+                cache.inner.index().release(reserved);
+                self.end(Phase::Declined);
+                return Err(error);
+            }
+        };
+        let stored = SystemTime::now();
+        let body = Arc::new(Body { file, head: head.into(), stored });
+        self.used = true;
+        self.entry.advance(Phase::Growing { body: Arc::clone(&body), written: 0, len });
+        let hasher = digest.as_ref().map(|digest| Hasher::new(digest.algorithm()));
+        let entry = Arc::clone(&self.entry);
+        let reader = Reader::new(Arc::clone(&entry));
+        let proof = digest.zip(hasher);
+        let fill =
+            Fill { cache, entry, body, writer, part, proof, len, at: 0, reserved, over: false };
+        Ok((fill, reader))
+    }
+
+    fn end(&mut self, phase: Phase) {
+        self.used = true;
+        self.cache.inner.index().end_fill(&self.entry);
+        self.entry.advance(phase);
+    }
+}
+
+impl std::fmt::Debug for Lease {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Lease").field("key", self.entry.key()).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if !self.used {
+            self.end(Phase::Abandoned);
+        }
+    }
+}
+
+/// How a fill ended well.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Committed {
+    /// Bytes of the body.
+    pub len: u64,
+    /// Whether it is kept: false for what was removed meanwhile, is larger than the whole cache, or
+    /// could not be given its name.
+    pub kept: bool,
+}
+
+/// The sole writing end of an entry. Dropped, the entry is failed.
+pub struct Fill {
+    cache: Cache,
+    entry: Arc<Entry>,
+    body: Arc<Body>,
+    writer: monoio::fs::File,
+    part: PathBuf,
+    proof: Option<(Digest, Hasher)>,
+    len: Option<u64>,
+    at: u64,
+    reserved: u64,
+    over: bool,
+}
+
+impl Fill {
+    /// Bytes appended so far.
+    pub fn written(&self) -> u64 {
+        self.at
+    }
+
+    /// Whether the bytes are to be proven by a digest, so that it does not matter where they are from.
+    pub fn is_proven(&self) -> bool {
+        self.proof.is_some()
+    }
+
+    /// A reader at the start of what is being filled.
+    pub fn reader(&self) -> Reader {
+        Reader::new(Arc::clone(&self.entry))
+    }
+
+    /// Takes the next bytes: hashes them, writes them, shows them to the readers. The buffer comes
+    /// back empty, to be used again.
+    pub async fn append(&mut self, buf: Vec<u8>) -> Result<Vec<u8>, Failure> {
+        let end = self.at.saturating_add(buf.len() as u64);
+        if self.len.is_some_and(|len| end > len) {
+            return Err(Failure::Length);
+        }
+        self.set_room_aside(end);
+        if let Some((_, hasher)) = &mut self.proof {
+            hasher.update(&buf);
+        }
+        let (result, mut buf) = self.writer.write_all_at(buf, self.at).await;
+        result.map_err(|error| Failure::Storage(error.into()))?;
+        self.at = end;
+        let shown = match (&self.proof, self.len) {
+            (Some(_), Some(len)) => end.min(len.saturating_sub(HELD_BACK)),
+            (Some(_), None) => end.saturating_sub(HELD_BACK),
+            (None, _) => end,
+        };
+        let body = Arc::clone(&self.body);
+        self.entry.advance(Phase::Growing { body, written: shown, len: self.len });
+        buf.clear();
+        Ok(buf)
+    }
+
+    /// Proves length and digest, gives the file its final name, and lets readers have the end.
+    ///
+    /// A file that can't be named is delivered all the same, and forgotten.
+    pub async fn commit(mut self) -> Result<Committed, Failure> {
+        if self.len.is_some_and(|len| len != self.at) {
+            return Err(self.fail(Failure::Length));
+        }
+        if let Some((digest, hasher)) = self.proof.take()
+            && hasher.finish() != digest
+        {
+            return Err(self.fail(Failure::Digest));
+        }
+        let fits = self.at <= self.cache.inner.options.max_size;
+        let kept = fits && !self.entry.is_doomed() && self.store().await;
+        let inner = &self.cache.inner;
+        let evicted = {
+            let mut index = inner.index();
+            index.release(self.reserved);
+            index.end_fill(&self.entry);
+            index.shrink(inner.options.max_size)
+        };
+        self.cache.discard(evicted);
+        if !kept {
+            self.cache.janitor.send(Job::Part(self.part.clone()));
+        }
+        self.over = true;
+        self.entry.advance(Phase::Complete { body: Arc::clone(&self.body), len: self.at });
+        Ok(Committed { len: self.at, kept })
+    }
+
+    /// Breaks off: readers get what there was and then the reason.
+    pub fn fail(&mut self, why: Failure) -> Failure {
+        if !std::mem::replace(&mut self.over, true) {
+            {
+                let mut index = self.cache.inner.index();
+                index.release(self.reserved);
+                index.end_fill(&self.entry);
+            }
+            self.cache.janitor.send(Job::Part(self.part.clone()));
+            self.entry.advance(Phase::Failed(why.clone()));
+        }
+        why
+    }
+
+    async fn store(&self) -> bool {
+        let (inner, entry) = (Arc::clone(&self.cache.inner), Arc::clone(&self.entry));
+        let (body, part, len) = (Arc::clone(&self.body), self.part.clone(), self.at);
+        let stored = self.cache.help(move || store(&inner, &entry, &body, &part, len)).await;
+        match stored.and_then(|stored| stored) {
+            Ok(kept) => kept,
+            Err(error) => {
+                tracing::warn!(%error, "a complete body could not be stored");
+                false
+            }
+        }
+    }
+
+    fn set_room_aside(&mut self, end: u64) {
+        if end <= self.reserved {
+            return;
+        }
+        let more = (end - self.reserved).max(GROWTH);
+        self.reserved += more;
+        let evicted = {
+            let mut index = self.cache.inner.index();
+            index.reserve(more);
+            index.shrink(self.cache.inner.options.max_size)
+        };
+        self.cache.discard(evicted);
+    }
+}
+
+impl Drop for Fill {
+    fn drop(&mut self) {
+        self.fail(Failure::Source("the transfer was broken off".into()));
+    }
+}
+
+/// Gives the file its name and the index its entry, as one step. False where it was removed meanwhile.
+fn store(
+    inner: &Inner,
+    entry: &Arc<Entry>,
+    body: &Body,
+    part: &std::path::Path,
+    len: u64,
+) -> Result<bool, CacheError> {
+    let _names = lock(&inner.names);
+    if entry.is_doomed() {
+        return Ok(false);
+    }
+    inner.index().remove(entry.key());
+    inner.disk.commit(part, entry.key(), len, body.stored, &body.head)?;
+    inner.index().insert(entry.key().clone(), len, now_ms(), Some(Arc::clone(entry)));
+    Stats::add(&inner.stats.stores, 1);
+    Ok(true)
+}
+
+/// Makes the file of a fill, and room for `need` bytes on the file system.
+fn make_part(inner: &Inner, need: u64) -> Result<(std::fs::File, PathBuf), CacheError> {
+    let made = inner.disk.create_part()?;
+    let wanted = need.saturating_add(inner.options.min_free);
+    loop {
+        let free = inner.disk.free()?;
+        if free >= wanted {
+            return Ok(made);
+        }
+        let evicted = inner.index().evict(wanted - free);
+        if evicted.is_empty() {
+            // Unlinking by name is enough: nobody else knows of the file yet.
+            let _ = std::fs::remove_file(&made.1);
+            return Err(CacheError::Full);
+        }
+        Stats::add(&inner.stats.evictions, evicted.len() as u64);
+        for key in &evicted {
+            inner.unlink(key);
+        }
+    }
+}

@@ -1,0 +1,405 @@
+//! The cache: bytes under a [`Key`], on disk, shared by everyone who asks.
+//!
+//! Words: an *entry* is a file that grows and then is complete. A *lease* is the sole right to fill a
+//! key; a *fill* is the sole writing end of an entry; a *reader* is a position in one; a *span* is a
+//! stretch a reader may send now. To *evict* is to unlink: readers keep their descriptor.
+//!
+//! What must stay true: at most one lease per key; only a [`Fill`] writes; a stored entry agrees with
+//! its digest; what is stored and set aside stays within `max_size`, but for fills in progress. The
+//! cache knows bytes, not HTTP: a stored head is opaque here.
+
+mod disk;
+mod entry;
+mod evict;
+mod fill;
+mod index;
+mod janitor;
+mod reader;
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use thiserror::Error;
+
+use self::disk::Disk;
+use self::entry::Entry;
+pub use self::entry::{Body, HELD_BACK};
+pub use self::fill::{Committed, Fill, Lease};
+use self::index::{Found, Index};
+use self::janitor::{Janitor, Job};
+pub use self::reader::{NoHead, Reader, Seen, Span};
+use crate::key::Key;
+use crate::stats::Stats;
+
+/// How often last uses are written to disk: what a killed process forgets of its recency.
+const TOUCH_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Times a lookup starts over when the entry it found turns out damaged or just replaced.
+const LOOKUPS_MAX: usize = 4;
+
+/// What the cache is told at the start.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The directory; made where it is missing.
+    pub dir: PathBuf,
+    /// Bytes of bodies kept at most.
+    pub max_size: u64,
+    /// Bytes of the file system left to others.
+    pub min_free: u64,
+}
+
+/// Why the cache can't serve or store.
+#[derive(Clone, Debug, Error)]
+pub enum CacheError {
+    /// The file system refused.
+    #[error("{0}")]
+    Io(Arc<io::Error>),
+    /// No room, even after everything that may go is gone.
+    #[error("no room: the file system of the cache has less than cache.min_free left")]
+    Full,
+    /// More work for the helper threads than they take.
+    #[error("too many file operations under way")]
+    Busy,
+    /// Entries keep vanishing while they are looked up.
+    #[error("the entry changes faster than it can be opened")]
+    Unsettled,
+}
+
+impl From<io::Error> for CacheError {
+    fn from(error: io::Error) -> CacheError {
+        CacheError::Io(Arc::new(error))
+    }
+}
+
+/// Why a fill broke off.
+#[derive(Clone, Debug, Error)]
+pub enum Failure {
+    /// The bytes do not hash to what was asked for.
+    #[error("the body does not have the digest that was asked for")]
+    Digest,
+    /// More or fewer bytes than announced.
+    #[error("the body has another length than announced")]
+    Length,
+    /// The source of the bytes broke off; why, in words.
+    #[error("{0}")]
+    Source(Arc<str>),
+    /// The bytes could not be written.
+    #[error("{0}")]
+    Storage(CacheError),
+    /// There never was a body to read.
+    #[error("nothing was stored")]
+    NeverBegun,
+}
+
+/// What a lookup finds.
+#[derive(Debug)]
+pub enum Lookup {
+    /// A stored entry; the head is there.
+    Hit(Reader),
+    /// Somebody fills it: wait for the head.
+    Join(Reader),
+    /// Nothing: the caller is to fill it.
+    Miss(Lease),
+}
+
+/// What was removed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Removed {
+    /// Entries.
+    pub count: usize,
+    /// Bytes of their bodies.
+    pub freed: u64,
+}
+
+/// Sizes at one moment.
+#[derive(Clone, Copy, Debug)]
+pub struct Sizes {
+    /// Entries stored.
+    pub entries: usize,
+    /// Bytes of their bodies.
+    pub stored: u64,
+    /// Fills in progress.
+    pub fills: usize,
+}
+
+/// The cache; clones share it.
+#[derive(Clone)]
+pub struct Cache {
+    inner: Arc<Inner>,
+    janitor: Janitor,
+}
+
+struct Inner {
+    options: Options,
+    index: Mutex<Index>,
+    disk: Disk,
+    /// Held by whoever changes final names and the index together. Taken before `index`, on helper
+    /// threads only.
+    names: Mutex<()>,
+    scanning: AtomicBool,
+    stats: Arc<Stats>,
+}
+
+impl Cache {
+    /// Opens the cache directory for this process alone. The error says which path, and why.
+    ///
+    /// What is stored is not known yet: run [`Cache::scan`] on a thread of its own. Until it is done
+    /// lookups ask the disk.
+    pub fn open(options: Options, stats: Arc<Stats>) -> io::Result<Cache> {
+        let disk = Disk::open(&options.dir)?;
+        let inner = Arc::new(Inner {
+            options,
+            index: Mutex::new(Index::new()),
+            disk,
+            names: Mutex::new(()),
+            scanning: AtomicBool::new(true),
+            stats,
+        });
+        let janitor = Janitor::start(Arc::clone(&inner), TOUCH_INTERVAL)?;
+        Ok(Cache { inner, janitor })
+    }
+
+    /// Learns what is stored; blocks until done. Returns the number of entries.
+    pub fn scan(&self) -> io::Result<usize> {
+        let mut seen = Vec::new();
+        let result = self.inner.disk.scan(|found| seen.push(found));
+        seen.sort_unstable_by_key(|found| std::cmp::Reverse(found.used_ms));
+        for chunk in seen.chunks(256) {
+            // The lock is given back between chunks, so that no lookup waits for the whole scan.
+            let _names = lock(&self.inner.names);
+            let mut index = self.inner.index();
+            for found in chunk {
+                index.insert_oldest(found.key.clone(), found.size, found.used_ms);
+            }
+        }
+        self.inner.scanning.store(false, Ordering::Release);
+        let evicted = self.inner.index().shrink(self.inner.options.max_size);
+        self.discard(evicted);
+        result.map(|()| seen.len())
+    }
+
+    /// Finds `key`, or gives out the lease to fill it.
+    pub async fn lookup(&self, key: &Key) -> Result<Lookup, CacheError> {
+        for _ in 0..LOOKUPS_MAX {
+            match self.look(key) {
+                Looked::Settled(lookup) => return Ok(lookup),
+                Looked::OnDisk => {
+                    if let Some(entry) = self.load(key).await? {
+                        return Ok(Lookup::Hit(Reader::new(entry)));
+                    }
+                    if let Some(lookup) = self.lease(key) {
+                        return Ok(lookup);
+                    }
+                }
+            }
+        }
+        Err(CacheError::Unsettled)
+    }
+
+    /// Finds `key` where it is stored; never gives out a lease and never waits for a fill.
+    pub async fn peek(&self, key: &Key) -> Result<Option<Reader>, CacheError> {
+        let scanning = self.inner.scanning.load(Ordering::Acquire);
+        let found = self.inner.index().lookup(key, now_ms());
+        match found {
+            Found::Open(entry) => Ok(Some(Reader::new(entry))),
+            Found::Closed => Ok(self.load(key).await?.map(Reader::new)),
+            Found::Absent if scanning => Ok(self.load(key).await?.map(Reader::new)),
+            Found::Absent | Found::Filling(_) => Ok(None),
+        }
+    }
+
+    /// Gives out a lease though there may be an entry: its bytes will take the old one's place.
+    pub fn refill(&self, key: &Key) -> Lease {
+        let entry = Entry::pending(key.clone());
+        self.inner.index().start_fill(Arc::clone(&entry));
+        Lease::new(self.clone(), entry)
+    }
+
+    /// Removes an entry, and keeps a fill in progress from being stored. Whether there was an entry.
+    pub async fn remove(&self, key: &Key) -> Result<Option<u64>, CacheError> {
+        let (inner, key) = (Arc::clone(&self.inner), key.clone());
+        self.help(move || inner.remove(&key)).await?
+    }
+
+    /// Removes everything; what is being transferred goes on.
+    pub async fn clear(&self) -> Result<Removed, CacheError> {
+        let inner = Arc::clone(&self.inner);
+        self.help(move || inner.clear()).await?
+    }
+
+    /// Sizes at this moment.
+    pub fn sizes(&self) -> Sizes {
+        let index = self.inner.index();
+        Sizes { entries: index.count(), stored: index.stored(), fills: index.fill_count() }
+    }
+
+    /// Whether the scan is still running.
+    pub fn is_scanning(&self) -> bool {
+        self.inner.scanning.load(Ordering::Acquire)
+    }
+
+    /// Writes last uses to disk and ends the janitor; blocks.
+    pub fn close(&self) {
+        self.janitor.stop();
+    }
+
+    fn look(&self, key: &Key) -> Looked {
+        let scanning = self.inner.scanning.load(Ordering::Acquire);
+        let mut index = self.inner.index();
+        match index.lookup(key, now_ms()) {
+            Found::Open(entry) => Looked::Settled(Lookup::Hit(Reader::new(entry))),
+            Found::Filling(entry) => Looked::Settled(Lookup::Join(Reader::new(entry))),
+            Found::Closed => Looked::OnDisk,
+            Found::Absent if scanning => Looked::OnDisk,
+            Found::Absent => {
+                let entry = Entry::pending(key.clone());
+                index.start_fill(Arc::clone(&entry));
+                drop(index);
+                Looked::Settled(Lookup::Miss(Lease::new(self.clone(), entry)))
+            }
+        }
+    }
+
+    /// The lease for a key that is not on disk, unless somebody was quicker.
+    fn lease(&self, key: &Key) -> Option<Lookup> {
+        let mut index = self.inner.index();
+        match index.lookup(key, now_ms()) {
+            Found::Absent => {
+                let entry = Entry::pending(key.clone());
+                index.start_fill(Arc::clone(&entry));
+                drop(index);
+                Some(Lookup::Miss(Lease::new(self.clone(), entry)))
+            }
+            Found::Filling(entry) => Some(Lookup::Join(Reader::new(entry))),
+            Found::Open(entry) => Some(Lookup::Hit(Reader::new(entry))),
+            Found::Closed => None,
+        }
+    }
+
+    async fn load(&self, key: &Key) -> Result<Option<Arc<Entry>>, CacheError> {
+        let (inner, key) = (Arc::clone(&self.inner), key.clone());
+        self.help(move || inner.load(&key)).await?
+    }
+
+    /// Unlinks what was taken out of the index.
+    fn discard(&self, evicted: Vec<Key>) {
+        Stats::add(&self.inner.stats.evictions, evicted.len() as u64);
+        for key in evicted {
+            self.janitor.send(Job::Unlink(key));
+        }
+    }
+
+    /// Runs `work`, which blocks, on a helper thread.
+    async fn help<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, CacheError> {
+        monoio::spawn_blocking(work).await.map_err(|_| CacheError::Busy)
+    }
+}
+
+enum Looked {
+    Settled(Lookup),
+    OnDisk,
+}
+
+impl Inner {
+    fn index(&self) -> MutexGuard<'_, Index> {
+        lock(&self.index)
+    }
+
+    /// Opens a stored entry and keeps it open. `None` where there is none, or where it was damaged
+    /// and is now gone.
+    fn load(&self, key: &Key) -> Result<Option<Arc<Entry>>, CacheError> {
+        let _names = lock(&self.names);
+        match self.disk.load(key) {
+            Ok(loaded) => {
+                let body = Body { file: loaded.file, head: loaded.head, stored: loaded.stored };
+                let entry = Entry::complete(key.clone(), body, loaded.len);
+                let mut index = self.index();
+                if index.contains(key) {
+                    index.opened(&entry);
+                } else {
+                    index.insert(key.clone(), loaded.len, now_ms(), Some(Arc::clone(&entry)));
+                }
+                Ok(Some(entry))
+            }
+            Err(error) => match error.kind() {
+                io::ErrorKind::NotFound
+                | io::ErrorKind::InvalidData
+                | io::ErrorKind::UnexpectedEof => {
+                    let known = self.index().remove(key).is_some();
+                    if known || error.kind() != io::ErrorKind::NotFound {
+                        Stats::add(&self.stats.errors, 1);
+                        tracing::warn!(key = %key.hex(), %error, "damaged cache entry dropped");
+                        self.disk.remove(key)?;
+                    }
+                    Ok(None)
+                }
+                _ => Err(error.into()),
+            },
+        }
+    }
+
+    fn remove(&self, key: &Key) -> Result<Option<u64>, CacheError> {
+        let _names = lock(&self.names);
+        let known = {
+            let mut index = self.index();
+            index.doom_fill(key);
+            index.remove(key)
+        };
+        // Before the scan is done the index does not know everything that is there.
+        let there = match known {
+            Some(size) => Some(size),
+            None => self.disk.load(key).ok().map(|loaded| loaded.len),
+        };
+        self.disk.remove(key)?;
+        Ok(there)
+    }
+
+    fn clear(&self) -> Result<Removed, CacheError> {
+        let _names = lock(&self.names);
+        let (keys, stored) = {
+            let mut index = self.index();
+            index.doom_fills();
+            let stored = index.stored();
+            (index.clear(), stored)
+        };
+        let mut removed = Removed { count: keys.len(), freed: stored };
+        for key in &keys {
+            self.disk.remove(key)?;
+        }
+        if self.scanning.load(Ordering::Acquire) {
+            let mut rest = Vec::new();
+            self.disk.scan(|seen| rest.push(seen))?;
+            for seen in rest {
+                self.disk.remove(&seen.key)?;
+                removed.count += 1;
+                removed.freed += seen.size;
+            }
+        }
+        Ok(removed)
+    }
+
+    /// Unlinks an evicted entry's files, unless it has been stored again since.
+    fn unlink(&self, key: &Key) {
+        let _names = lock(&self.names);
+        if self.index().contains(key) {
+            return;
+        }
+        if let Err(error) = self.disk.remove(key) {
+            tracing::warn!(key = %key.hex(), %error, "evicted entry can't be removed");
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn now_ms() -> u64 {
+    disk::millis(SystemTime::now())
+}
