@@ -1,0 +1,411 @@
+//! One peer's byte stream, plain or TLS, with what was read and not yet used.
+//!
+//! All methods take `&self`: at most one future reads and one writes at a time. The cells inside are
+//! never borrowed across an await.
+
+use std::cell::{Cell, RefCell};
+use std::io::{self, IoSlice};
+use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use monoio::net::TcpStream;
+
+use super::NetError;
+use super::tls::Tls;
+use crate::http::{HeadLimits, Parsed, RequestHead, ResponseHead, parse_request, parse_response};
+use crate::sys;
+
+/// Room made for the first read of a head.
+const READ_MIN: usize = 4 * 1024;
+
+/// Plaintext handed to TLS at a time: what one write may hold in memory beside its source.
+const TLS_WRITE: usize = 256 * 1024;
+
+/// One peer.
+pub struct Conn {
+    io: TcpStream,
+    peer: SocketAddr,
+    tls: Option<RefCell<Box<Tls>>>,
+    rx: RefCell<Rx>,
+    patience: Cell<Duration>,
+}
+
+/// Bytes read and not used yet: those from `start` on.
+#[derive(Default)]
+struct Rx {
+    buf: Vec<u8>,
+    start: usize,
+    end: Option<End>,
+}
+
+/// How the peer's half of the stream ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// As the protocol asks.
+    Clean,
+    /// TLS without its closing alert: the end may have been cut off by somebody else.
+    Cut,
+}
+
+impl Rx {
+    fn unused(&self) -> &[u8] {
+        self.buf.get(self.start..).unwrap_or_default()
+    }
+
+    fn consume(&mut self, len: usize) {
+        self.start = (self.start + len).min(self.buf.len());
+        if self.start == self.buf.len() {
+            // Given back at once: an idle connection holds no buffer.
+            self.buf = Vec::new();
+            self.start = 0;
+        }
+    }
+}
+
+impl Conn {
+    /// Wraps a connected socket; `patience` limits every wait for the peer.
+    pub fn plain(io: TcpStream, peer: SocketAddr, patience: Duration) -> Conn {
+        // Small answers must not wait for acknowledgements; where it fails they merely do.
+        let _ = io.set_nodelay(true);
+        let (rx, patience) = (RefCell::default(), Cell::new(patience));
+        Conn { io, peer, tls: None, rx, patience }
+    }
+
+    /// Puts TLS over the stream as the server.
+    pub async fn accept_tls(self, config: Arc<rustls::ServerConfig>) -> Result<Conn, NetError> {
+        let session = rustls::ServerConnection::new(config)?;
+        self.into_tls(session).await
+    }
+
+    /// Puts TLS over the stream and shakes hands. Bytes read already belong to the TLS stream.
+    pub(super) async fn into_tls(
+        self,
+        session: impl Into<rustls::Connection>,
+    ) -> Result<Conn, NetError> {
+        let early = self.rx.take();
+        let mut tls = Box::new(Tls::new(session.into()));
+        let mut buf = Vec::new();
+        let fed = tls.feed(early.unused(), &mut buf);
+        let rx = Rx { buf, start: 0, end: None };
+        let conn = Conn { tls: Some(RefCell::new(tls)), rx: RefCell::new(rx), ..self };
+        if let Err(error) = fed {
+            return Err(conn.tls_failed(error).await);
+        }
+        let deadline = Instant::now() + conn.patience.get();
+        loop {
+            conn.flush().await?;
+            if !conn.tls.as_ref().is_some_and(|tls| tls.borrow().is_handshaking()) {
+                return Ok(conn);
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if conn.more_within(left, "the TLS handshake").await? == 0 {
+                return Err(NetError::Closed);
+            }
+        }
+    }
+
+    /// The peer's address.
+    pub fn peer(&self) -> SocketAddr {
+        self.peer
+    }
+
+    /// Our own address on this connection.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.io.local_addr()
+    }
+
+    /// Whether the stream is TLS.
+    pub fn is_tls(&self) -> bool {
+        self.tls.is_some()
+    }
+
+    /// Limits every wait for the peer from now on.
+    pub fn set_patience(&self, patience: Duration) {
+        self.patience.set(patience);
+    }
+
+    /// The limit of every wait for the peer.
+    pub fn patience(&self) -> Duration {
+        self.patience.get()
+    }
+
+    /// The socket.
+    pub fn socket(&self) -> BorrowedFd<'_> {
+        sys::socket::borrow(&self.io)
+    }
+
+    /// The socket's number, to know it by while this lives.
+    pub fn id(&self) -> i32 {
+        self.io.as_raw_fd()
+    }
+
+    /// Reads a request's head: `None` where the client ended the connection between two requests.
+    ///
+    /// The first byte may take `idle`, the rest of the head `whole`.
+    pub async fn request_head(
+        &self,
+        limits: &HeadLimits,
+        idle: Duration,
+        whole: Duration,
+    ) -> Result<Option<RequestHead>, NetError> {
+        if self.unused() == 0 && self.more_within(idle, "the next request").await? == 0 {
+            return Ok(None);
+        }
+        let deadline = Instant::now() + whole;
+        self.head(deadline, "the request's head", |buf| parse_request(buf, limits)).await.map(Some)
+    }
+
+    /// Reads a response's head within the patience of this connection.
+    pub async fn response_head(&self, limits: &HeadLimits) -> Result<ResponseHead, NetError> {
+        let deadline = Instant::now() + self.patience.get();
+        self.head(deadline, "the answer", |buf| parse_response(buf, limits)).await
+    }
+
+    async fn head<T>(
+        &self,
+        deadline: Instant,
+        what: &'static str,
+        parse: impl Fn(&[u8]) -> Result<Parsed<T>, crate::http::Malformed>,
+    ) -> Result<T, NetError> {
+        loop {
+            if self.unused() > 0 {
+                let parsed = parse(self.rx.borrow().unused())?;
+                if let Parsed::Complete { head, len } = parsed {
+                    self.consume(len);
+                    return Ok(head);
+                }
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if self.more_within(left, what).await? == 0 {
+                return Err(NetError::Closed);
+            }
+        }
+    }
+
+    /// Bytes read and not used yet.
+    pub fn unused(&self) -> usize {
+        self.rx.borrow().unused().len()
+    }
+
+    /// Looks at the bytes read and not used yet.
+    pub fn peek<T>(&self, look: impl FnOnce(&[u8]) -> T) -> T {
+        look(self.rx.borrow().unused())
+    }
+
+    /// Uses up `len` of them.
+    pub fn consume(&self, len: usize) {
+        self.rx.borrow_mut().consume(len);
+    }
+
+    /// Reads at least one more byte for [`Conn::peek`]; 0 at the end of the stream.
+    pub async fn more(&self) -> Result<usize, NetError> {
+        self.more_within(self.patience.get(), "the next byte").await
+    }
+
+    /// Appends to `out` what was read already, or else what the peer sends next, at most `max` bytes;
+    /// 0 at the end of the stream.
+    pub async fn read(&self, out: &mut Vec<u8>, max: usize) -> Result<usize, NetError> {
+        {
+            let mut rx = self.rx.borrow_mut();
+            if !rx.unused().is_empty() {
+                let len = rx.unused().len().min(max);
+                out.extend_from_slice(&rx.unused()[..len]);
+                rx.consume(len);
+                return Ok(len);
+            }
+        }
+        loop {
+            let before = out.len();
+            match self.receive(out, max) {
+                Ok(got) if got > max => {
+                    self.rx.borrow_mut().buf.extend_from_slice(&out[before + max..]);
+                    out.truncate(before + max);
+                    return Ok(max);
+                }
+                Ok(got) => return Ok(got),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.readable(self.patience.get(), "the next byte").await?;
+                }
+                Err(error) => return Err(self.read_failed(error).await),
+            }
+        }
+    }
+
+    /// Whether the stream ended as its protocol asks: TLS with its closing alert.
+    pub fn ended_clean(&self) -> bool {
+        self.rx.borrow().end == Some(End::Clean)
+    }
+
+    /// Whether an idle connection is still good: open, and silent.
+    pub fn is_quiet(&self) -> bool {
+        self.unused() == 0
+            && self.rx.borrow().end.is_none()
+            && matches!(sys::socket::peek(self.socket()),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+    }
+
+    /// Writes all of `buf`.
+    pub async fn write(&self, buf: &[u8]) -> Result<(), NetError> {
+        self.write_parts(&[buf], false).await
+    }
+
+    /// Writes all of `parts`; `more` says that further bytes follow directly.
+    pub async fn write_parts(&self, parts: &[&[u8]], more: bool) -> Result<(), NetError> {
+        let Some(tls) = &self.tls else { return self.write_plain(parts, more).await };
+        for part in parts {
+            for piece in part.chunks(TLS_WRITE) {
+                tls.borrow_mut().write(piece)?;
+                if tls.borrow().backlog() >= TLS_WRITE {
+                    self.flush().await?;
+                }
+            }
+        }
+        if more { Ok(()) } else { self.flush().await }
+    }
+
+    async fn write_plain(&self, parts: &[&[u8]], more: bool) -> Result<(), NetError> {
+        let mut slices: Vec<IoSlice<'_>> = parts.iter().map(|part| IoSlice::new(part)).collect();
+        let mut slices = &mut slices[..];
+        IoSlice::advance_slices(&mut slices, 0);
+        while !slices.is_empty() {
+            match sys::socket::send(self.socket(), slices, more) {
+                Ok(sent) => IoSlice::advance_slices(&mut slices, sent),
+                Err(error) => self.until_writable(error).await?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends what TLS has ready.
+    pub(super) async fn flush(&self) -> Result<(), NetError> {
+        let Some(tls) = &self.tls else { return Ok(()) };
+        loop {
+            let sent = tls.borrow_mut().send(self.socket());
+            match sent {
+                Ok(0) => return Ok(()),
+                Ok(_) => {}
+                Err(error) => self.until_writable(error).await?,
+            }
+        }
+    }
+
+    /// Encrypts a piece of a body; [`Conn::flush`] sends it.
+    pub(super) fn encrypt(&self, piece: &[u8]) -> io::Result<()> {
+        self.tls.as_ref().map_or(Ok(()), |tls| tls.borrow_mut().write(piece))
+    }
+
+    /// Waits after a `WouldBlock` until the socket takes more; any other error is final.
+    pub(super) async fn until_writable(&self, error: io::Error) -> Result<(), NetError> {
+        match error.kind() {
+            io::ErrorKind::Interrupted => Ok(()),
+            io::ErrorKind::WouldBlock => {
+                let limit = self.patience.get();
+                match monoio::time::timeout(limit, self.io.writable(false)).await {
+                    Ok(result) => Ok(result?),
+                    Err(_) => Err(NetError::TimedOut { what: "sending", limit }),
+                }
+            }
+            _ => Err(error.into()),
+        }
+    }
+
+    /// Says goodbye: TLS's closing alert, then the end of our half of the stream.
+    pub async fn finish(&self) {
+        if let Some(tls) = &self.tls {
+            tls.borrow_mut().close();
+            // The peer may be gone already; then nobody is left to be told.
+            let _ = self.flush().await;
+        }
+        // As above.
+        let _ = socket2::SockRef::from(&self.socket()).shutdown(std::net::Shutdown::Write);
+    }
+
+    /// Makes the peer see a reset instead of an orderly end: what was sent is not all there is.
+    pub fn abort(self) {
+        // Where it fails the peer sees an end in the middle of a message all the same.
+        let _ = socket2::SockRef::from(&self.socket()).set_linger(Some(Duration::ZERO));
+    }
+
+    /// Waits until the peer sent something or is gone, as long as that may take.
+    pub async fn stirs(&self) {
+        if self.unused() == 0 && self.rx.borrow().end.is_none() {
+            // An error here is an error of the next read.
+            let _ = self.io.readable(false).await;
+        }
+    }
+
+    async fn more_within(&self, limit: Duration, what: &'static str) -> Result<usize, NetError> {
+        loop {
+            let got = {
+                let mut rx = self.rx.borrow_mut();
+                if rx.end.is_some() {
+                    return Ok(0);
+                }
+                let mut buf = std::mem::take(&mut rx.buf);
+                let room = buf.len().max(READ_MIN);
+                buf.reserve(room);
+                drop(rx);
+                let got = self.receive(&mut buf, room);
+                let mut rx = self.rx.borrow_mut();
+                rx.buf = buf;
+                if rx.buf.is_empty() {
+                    rx.buf = Vec::new();
+                }
+                got
+            };
+            match got {
+                Ok(got) => return Ok(got),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.readable(limit, what).await?;
+                }
+                Err(error) => return Err(self.read_failed(error).await),
+            }
+        }
+    }
+
+    async fn readable(&self, limit: Duration, what: &'static str) -> Result<(), NetError> {
+        match monoio::time::timeout(limit, self.io.readable(false)).await {
+            Ok(result) => Ok(result?),
+            Err(_) => Err(NetError::TimedOut { what, limit }),
+        }
+    }
+
+    /// One try to read; appends what came, for TLS possibly more than `max`. 0 at the end.
+    fn receive(&self, out: &mut Vec<u8>, max: usize) -> io::Result<usize> {
+        if self.rx.borrow().end.is_some() {
+            return Ok(0);
+        }
+        let (got, end) = match &self.tls {
+            None => {
+                out.reserve(max.min(READ_MIN));
+                let got = sys::socket::recv(self.socket(), out, max)?;
+                (got, End::Clean)
+            }
+            Some(tls) => {
+                let mut tls = tls.borrow_mut();
+                let got = tls.receive(self.socket(), out)?;
+                (got, if tls.said_goodbye() { End::Clean } else { End::Cut })
+            }
+        };
+        if got == 0 {
+            self.rx.borrow_mut().end = Some(end);
+        }
+        Ok(got)
+    }
+
+    async fn read_failed(&self, error: io::Error) -> NetError {
+        match error.downcast::<rustls::Error>() {
+            Ok(error) => self.tls_failed(error).await,
+            Err(error) => error.into(),
+        }
+    }
+
+    /// Sends the alert that says why.
+    async fn tls_failed(&self, error: rustls::Error) -> NetError {
+        // The error that counts is the first one.
+        let _ = self.flush().await;
+        NetError::Tls(error)
+    }
+}

@@ -1,0 +1,106 @@
+//! Byte streams to peers: plain or TLS, incoming or outgoing, and stretches of files into them.
+//!
+//! A [`Conn`] is one peer. It reads heads and bodies with the limits of `http`, and knows nothing of
+//! entries or rules. Reads and writes are tried first (`MSG_DONTWAIT`) and waited for only when the
+//! kernel has nothing: an idle connection pins no buffer, and a wait that is dropped loses no bytes,
+//! so that both directions of a connection can be waited for at once. Every wait has a limit that
+//! counts progress.
+
+mod body;
+mod ca;
+mod conn;
+mod dial;
+mod race;
+mod relay;
+mod resolve;
+mod send;
+mod tls;
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use thiserror::Error;
+
+pub use self::body::BodyReader;
+pub use self::ca::{Ca, CaError};
+pub use self::conn::Conn;
+pub use self::dial::{DialOptions, Dialer, Origin};
+pub use self::race::{Either, both, race};
+pub use self::relay::{Relayed, relay};
+pub use self::resolve::resolve;
+pub use self::send::send_file;
+pub use self::tls::{TlsSetup, UpstreamTls, client_config};
+use crate::http::Malformed;
+
+/// What goes wrong with a peer. The caller knows which peer it was.
+#[derive(Clone, Debug, Error)]
+pub enum NetError {
+    /// The name has no address.
+    #[error("the name {name} does not resolve: {why}")]
+    Resolve {
+        /// The name asked for.
+        name: Box<str>,
+        /// The resolver's words.
+        why: Box<str>,
+    },
+    /// No address of it may be connected to.
+    #[error("{0}")]
+    Denied(Box<str>),
+    /// No address of it answered.
+    #[error("{target} can't be reached: {why}")]
+    Connect {
+        /// Host and port.
+        target: Box<str>,
+        /// The last address's error.
+        why: Arc<io::Error>,
+    },
+    /// No progress for too long.
+    #[error("{what} took longer than {}", humantime::format_duration(*limit))]
+    TimedOut {
+        /// What was waited for.
+        what: &'static str,
+        /// The limit that was reached.
+        limit: Duration,
+    },
+    /// The peer ended the stream in the middle of a message.
+    #[error("the connection was closed in the middle of a message")]
+    Closed,
+    /// The socket failed.
+    #[error("{0}")]
+    Io(Arc<io::Error>),
+    /// TLS failed: a certificate that is not trusted, a protocol error.
+    #[error("TLS: {0}")]
+    Tls(rustls::Error),
+    /// Not HTTP, or HTTP of a kind that is refused.
+    #[error("{0}")]
+    Malformed(Malformed),
+    /// More work for the helper threads than they take.
+    #[error("too many name look-ups under way")]
+    Busy,
+}
+
+impl NetError {
+    /// Whether the peer ended TLS with an alert: what a client does that does not trust us.
+    pub fn is_alert(&self) -> bool {
+        matches!(self, NetError::Tls(rustls::Error::AlertReceived(_)))
+    }
+}
+
+impl From<io::Error> for NetError {
+    fn from(error: io::Error) -> NetError {
+        NetError::Io(Arc::new(error))
+    }
+}
+
+impl From<Malformed> for NetError {
+    fn from(error: Malformed) -> NetError {
+        NetError::Malformed(error)
+    }
+}
+
+impl From<rustls::Error> for NetError {
+    fn from(error: rustls::Error) -> NetError {
+        NetError::Tls(error)
+    }
+}

@@ -1,0 +1,128 @@
+//! A stretch of a file into a connection: `sendfile` for plain ones, large reads and large TLS writes
+//! for others. Nobody else chooses.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
+
+use super::{Conn, NetError};
+use crate::sys;
+
+/// Bytes per `sendfile` call.
+const SENDFILE: u64 = 1024 * 1024;
+
+/// Plaintext per TLS write: sixteen records, encrypted and sent with one call.
+const PLAINTEXT: usize = 256 * 1024;
+
+/// Calls a transfer may make before others on its core get their turn.
+const TURN: u32 = 2;
+
+/// Sends `len` bytes of `file` from `offset`. A file that ends earlier is [`NetError::Closed`]: the
+/// peer was promised more.
+///
+/// No other write may be in flight on `conn`: a plain socket is non-blocking for the duration.
+pub async fn send_file(conn: &Conn, file: &File, offset: u64, len: u64) -> Result<(), NetError> {
+    if conn.is_tls() {
+        return send_encrypted(conn, file, offset, len).await;
+    }
+    let mode = NonBlocking::set(conn)?;
+    let result = send_plain(conn, file, offset, len).await;
+    drop(mode);
+    result
+}
+
+async fn send_plain(conn: &Conn, file: &File, mut offset: u64, len: u64) -> Result<(), NetError> {
+    let end = offset + len;
+    let mut calls = 0;
+    while offset < end {
+        let piece = usize::try_from((end - offset).min(SENDFILE)).unwrap_or(usize::MAX);
+        match sys::file::sendfile(conn.socket(), file.as_fd(), offset, piece) {
+            Ok(0) => return Err(NetError::Closed),
+            Ok(sent) => {
+                offset += sent as u64;
+                calls += 1;
+                if calls % TURN == 0 && offset < end {
+                    give_way().await;
+                }
+            }
+            Err(error) => conn.until_writable(error).await?,
+        }
+    }
+    Ok(())
+}
+
+async fn send_encrypted(
+    conn: &Conn,
+    file: &File,
+    mut offset: u64,
+    len: u64,
+) -> Result<(), NetError> {
+    let end = offset + len;
+    let mut calls = 0;
+    while offset < end {
+        let piece = usize::try_from((end - offset).min(PLAINTEXT as u64)).unwrap_or(PLAINTEXT);
+        PLAIN.with_borrow_mut(|buf| {
+            buf.resize(PLAINTEXT, 0);
+            let got = file.read_at(&mut buf[..piece], offset)?;
+            if got == 0 {
+                return Err(NetError::Closed);
+            }
+            conn.encrypt(&buf[..got])?;
+            offset += got as u64;
+            Ok(())
+        })?;
+        conn.flush().await?;
+        calls += 1;
+        if calls % TURN == 0 && offset < end {
+            give_way().await;
+        }
+    }
+    Ok(())
+}
+
+thread_local! {
+    /// Between file and TLS; used up before anything is awaited, so one a thread is enough.
+    static PLAIN: std::cell::RefCell<Vec<u8>> = const { std::cell::RefCell::new(Vec::new()) };
+}
+
+/// Lets the other tasks of this core run once.
+async fn give_way() {
+    let mut given = false;
+    std::future::poll_fn(|cx| {
+        if std::mem::replace(&mut given, true) {
+            return std::task::Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        std::task::Poll::Pending
+    })
+    .await;
+}
+
+/// Switches a socket to non-blocking mode and back. On the epoll driver sockets are non-blocking
+/// always and must stay so.
+struct NonBlocking<'a> {
+    conn: &'a Conn,
+    was: bool,
+}
+
+impl NonBlocking<'_> {
+    fn set(conn: &Conn) -> io::Result<NonBlocking<'_>> {
+        let fd = conn.socket();
+        let socket = socket2::SockRef::from(&fd);
+        let was = socket.nonblocking()?;
+        if !was {
+            socket.set_nonblocking(true)?;
+        }
+        Ok(NonBlocking { conn, was })
+    }
+}
+
+impl Drop for NonBlocking<'_> {
+    fn drop(&mut self) {
+        if !self.was {
+            // A socket that can't be switched back is one that is gone.
+            let _ = socket2::SockRef::from(&self.conn.socket()).set_nonblocking(false);
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! rustls driven over a socket. The session's buffers never grow beyond what one read or one
+//! [`super::Conn`] write puts in.
+
+use std::cell::RefCell;
+use std::io::{self, IoSlice, Read, Write};
+use std::os::fd::BorrowedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use rustls::{ClientConfig, Connection, RootCertStore};
+
+use crate::sys;
+
+/// Ciphertext taken from the socket at a time.
+const RECEIVE: usize = 128 * 1024;
+
+thread_local! {
+    /// Where ciphertext lands; used up before anything is awaited, so one a thread is enough.
+    static CIPHERTEXT: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// One TLS session.
+pub(super) struct Tls {
+    session: Connection,
+    backlog: usize,
+    goodbye: bool,
+}
+
+impl Tls {
+    pub(super) fn new(mut session: Connection) -> Tls {
+        // Bounded by Conn, which flushes before it writes more.
+        session.set_buffer_limit(None);
+        Tls { session, backlog: 0, goodbye: false }
+    }
+
+    pub(super) fn is_handshaking(&self) -> bool {
+        self.session.is_handshaking()
+    }
+
+    /// Whether the peer's closing alert came.
+    pub(super) fn said_goodbye(&self) -> bool {
+        self.goodbye
+    }
+
+    /// Plaintext bytes written since everything was sent.
+    pub(super) fn backlog(&self) -> usize {
+        self.backlog
+    }
+
+    /// Encrypts `plain`; [`Tls::send`] sends it.
+    pub(super) fn write(&mut self, plain: &[u8]) -> io::Result<()> {
+        self.backlog += plain.len();
+        self.session.writer().write_all(plain)
+    }
+
+    /// One try to send what is ready; 0 when there is nothing left.
+    pub(super) fn send(&mut self, socket: BorrowedFd<'_>) -> io::Result<usize> {
+        if !self.session.wants_write() {
+            self.backlog = 0;
+            return Ok(0);
+        }
+        self.session.write_tls(&mut Sink(socket))
+    }
+
+    /// One try to read from the socket: appends plaintext to `out`, 0 at the end of the stream.
+    pub(super) fn receive(
+        &mut self,
+        socket: BorrowedFd<'_>,
+        out: &mut Vec<u8>,
+    ) -> io::Result<usize> {
+        let before = out.len();
+        loop {
+            if self.goodbye {
+                return Ok(out.len() - before);
+            }
+            let got = CIPHERTEXT.with_borrow_mut(|buf| {
+                buf.clear();
+                buf.reserve(RECEIVE);
+                let got = sys::socket::recv(socket, buf, RECEIVE)?;
+                self.feed(buf, out).map_err(io::Error::other)?;
+                Ok::<_, io::Error>(got)
+            })?;
+            if got == 0 || out.len() > before {
+                return Ok(out.len() - before);
+            }
+            // Only handshake messages or tickets; what they ask for leaves with the next write.
+            if self.session.wants_write() {
+                match self.session.write_tls(&mut Sink(socket)) {
+                    Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Err(error),
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    /// Takes in ciphertext and appends the plaintext to `out`.
+    pub(super) fn feed(
+        &mut self,
+        mut cipher: &[u8],
+        out: &mut Vec<u8>,
+    ) -> Result<(), rustls::Error> {
+        while !cipher.is_empty() {
+            let taken = self.session.read_tls(&mut cipher);
+            let state = self.session.process_new_packets()?;
+            let plain = state.plaintext_bytes_to_read();
+            self.goodbye |= state.peer_has_closed();
+            if plain > 0 {
+                let start = out.len();
+                out.resize(start + plain, 0);
+                let got = self.session.reader().read(&mut out[start..]).unwrap_or(0);
+                out.truncate(start + got);
+            }
+            if matches!(taken, Ok(0) | Err(_)) && plain == 0 {
+                // After the closing alert nothing more is taken in.
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Queues the closing alert.
+    pub(super) fn close(&mut self) {
+        self.session.send_close_notify();
+    }
+}
+
+struct Sink<'a>(BorrowedFd<'a>);
+
+impl Write for Sink<'_> {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        sys::socket::send(self.0, &[IoSlice::new(buf)], false)
+    }
+
+    fn write_vectored(&mut self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
+        sys::socket::send(self.0, bufs, false)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// How TLS is spoken with upstreams: whom to trust, what to offer.
+pub type UpstreamTls = ClientConfig;
+
+/// What upstream TLS is made of.
+pub struct TlsSetup {
+    /// For connections to upstreams.
+    pub client: Arc<UpstreamTls>,
+    /// System certificates that could not be read, in words.
+    pub warnings: Vec<String>,
+}
+
+/// Trusts the system's certificates and those in `extra` (PEM files). The error has the position of
+/// the file that is at fault, and says what is wrong with it.
+pub fn client_config(extra: &[PathBuf]) -> Result<TlsSetup, (usize, String)> {
+    let mut roots = RootCertStore::empty();
+    let native = rustls_native_certs::load_native_certs();
+    let warnings = native.errors.iter().map(ToString::to_string).collect();
+    roots.add_parsable_certificates(native.certs);
+    for (n, path) in extra.iter().enumerate() {
+        let failed = |why: String| (n, format!("{} ({why})", path.display()));
+        let certificates = CertificateDer::pem_file_iter(path)
+            .map_err(|error| failed(error.to_string()))?
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|error| failed(error.to_string()))?;
+        if certificates.is_empty() {
+            return Err(failed("no PEM certificate in it".to_owned()));
+        }
+        for certificate in certificates {
+            roots.add(certificate).map_err(|error| failed(error.to_string()))?;
+        }
+    }
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut client = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|error| (0, error.to_string()))?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    client.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(TlsSetup { client: Arc::new(client), warnings })
+}
