@@ -50,7 +50,8 @@ pub struct Listeners {
 }
 
 impl Listeners {
-    fn include(&self, addr: SocketAddr) -> bool {
+    /// Whether a connection to this address would end at a listener of the proxy's own.
+    pub fn include(&self, addr: SocketAddr) -> bool {
         forms(addr.ip()).any(|ip| {
             self.bound.iter().filter(|own| own.port() == addr.port()).any(|own| {
                 match own.ip().to_canonical() {

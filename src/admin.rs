@@ -1,0 +1,244 @@
+//! The admin listener: health, statistics, deletion.
+//!
+//! It is reached from browsers too, by way of any page somebody has open: so it answers only to
+//! names that are its own (against DNS rebinding) and to pages from itself (against request forgery).
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+
+use crate::cache::Cache;
+use crate::http::{
+    Authority, Framing, HeadLimits, Host, Method, RequestHead, Target, Version, keeps_alive,
+    request_framing, split_path,
+};
+use crate::key::{Digest, Key};
+use crate::net::{Conn, Either, NetError, race};
+use crate::proxy::{Drain, Reply};
+use crate::stats::Stats;
+
+/// What the admin listener needs.
+pub struct Admin {
+    /// What is stored.
+    pub cache: Cache,
+    /// The counters.
+    pub stats: Arc<Stats>,
+    /// Further names it is addressed by, lower case.
+    pub hosts: Vec<String>,
+    /// What `Authorization: Bearer` must say, if anything.
+    pub token: Option<String>,
+    /// The runtime's driver, for `/health`.
+    pub driver: &'static str,
+    /// Worker threads.
+    pub workers: usize,
+    /// Limits of heads.
+    pub heads: HeadLimits,
+    /// For a head, and between two requests.
+    pub patience: Duration,
+    /// Says when to stop.
+    pub drain: Rc<Drain>,
+}
+
+/// Status, and the body's JSON.
+type Answer = (u16, Value);
+
+impl Admin {
+    /// Serves one connection until it ends.
+    pub async fn serve(self: Rc<Self>, conn: Conn) {
+        conn.set_patience(self.patience);
+        loop {
+            let next = conn.request_head(&self.heads, self.patience, self.patience);
+            let head = match race(next, self.drain.begun()).await {
+                Either::Left(Ok(Some(head))) => head,
+                Either::Left(Err(NetError::Malformed(error))) => {
+                    let answer = refusal(error.status(), "MALFORMED", &error.to_string());
+                    // The connection ends here either way.
+                    let _ = send(&conn, Version::Http11, false, true, &answer).await;
+                    break;
+                }
+                Either::Left(_) | Either::Right(()) => break,
+            };
+            // No request here has a body: one that has is answered, and its connection closed.
+            let plain = matches!(request_framing(&head), Ok(Framing::None | Framing::Length(0)));
+            let keep = plain && keeps_alive(head.version, &head.fields);
+            let answer = self.answer(&head).await;
+            let with_body = head.method != Method::HEAD;
+            if send(&conn, head.version, keep, with_body, &answer).await.is_err() || !keep {
+                break;
+            }
+        }
+        conn.finish().await;
+    }
+
+    async fn answer(&self, head: &RequestHead) -> Answer {
+        let Target::Origin(target) = &head.target else {
+            return refusal(400, "MALFORMED", "this is the admin port, not the proxy port");
+        };
+        if let Err(answer) = self.check_source(head) {
+            return answer;
+        }
+        let (path, _) = split_path(target);
+        if path != "/health" && !self.has_token(head) {
+            return refusal(401, "UNAUTHORIZED", "Authorization: Bearer with proxy.api_token");
+        }
+        let reads = head.method == Method::GET || head.method == Method::HEAD;
+        let deletes = head.method == Method::DELETE;
+        match path {
+            "/health" if reads => (200, self.health()),
+            "/api/cache/stats" if reads => (200, self.statistics()),
+            "/api/cache" if deletes => self.clear().await,
+            "/health" | "/api/cache/stats" => not_allowed("GET, HEAD"),
+            "/api/cache" => not_allowed("DELETE"),
+            _ => match path.strip_prefix("/api/cache/").and_then(Digest::parse) {
+                Some(digest) if deletes => self.remove(digest).await,
+                Some(_) => not_allowed("DELETE"),
+                None => refusal(404, "NOT_FOUND", "there is nothing at this path"),
+            },
+        }
+    }
+
+    /// The `Host` must be one of ours, the `Origin`, where a browser gives one, the same.
+    fn check_source(&self, head: &RequestHead) -> Result<(), Answer> {
+        let host = head.authority();
+        let known = host.as_ref().is_none_or(|authority| match &authority.host {
+            Host::V4(_) | Host::V6(_) => true,
+            Host::Name(name) => {
+                **name == *"localhost"
+                    || name.ends_with(".localhost")
+                    || self.hosts.iter().any(|own| **own == **name)
+            }
+        });
+        if !known {
+            let message = "unknown Host: name it in proxy.api_hosts to allow it";
+            return Err(refusal(403, "DENIED", message));
+        }
+        let Some(origin) = head.fields.get("origin") else { return Ok(()) };
+        let origin = std::str::from_utf8(origin).ok().and_then(|origin| origin.split_once("://"));
+        let origin = origin.and_then(|(_, authority)| Authority::parse(authority).ok());
+        if origin.is_some() && origin == host {
+            return Ok(());
+        }
+        Err(refusal(403, "DENIED", "foreign Origin"))
+    }
+
+    fn has_token(&self, head: &RequestHead) -> bool {
+        let Some(token) = &self.token else { return true };
+        let given = head.fields.get_str("authorization").unwrap_or_default();
+        let given = match given.split_once(' ') {
+            Some((scheme, given)) if scheme.eq_ignore_ascii_case("bearer") => given.trim(),
+            _ => return false,
+        };
+        same(given.as_bytes(), token.as_bytes())
+    }
+
+    fn health(&self) -> Value {
+        json!({
+            "status": "ok",
+            "version": env!("CARGO_PKG_VERSION"),
+            "driver": self.driver,
+            "workers": self.workers,
+            "scanning": self.cache.is_scanning(),
+        })
+    }
+
+    fn statistics(&self) -> Value {
+        let sizes = self.cache.sizes();
+        let mut all: Map<String, Value> =
+            self.stats.counters().map(|(name, value)| (name.to_owned(), value.into())).collect();
+        let count = |name: &str| all.get(name).and_then(Value::as_u64).unwrap_or_default();
+        let (hits, misses) = (count("hits"), count("misses"));
+        let asked = hits + misses;
+        let rate = if asked == 0 { 0.0 } else { hits as f64 / asked as f64 };
+        let latency: Map<String, Value> = self
+            .stats
+            .latencies()
+            .map(|(outcome, us, count)| {
+                let [p50, p90, p99, p999] = us;
+                let value =
+                    json!({"count": count, "p50": p50, "p90": p90, "p99": p99, "p99.9": p999});
+                (outcome.as_str().to_owned(), value)
+            })
+            .collect();
+        all.insert("hit_rate".to_owned(), rate.into());
+        all.insert("current_size".to_owned(), sizes.stored.into());
+        all.insert("entries".to_owned(), sizes.entries.into());
+        all.insert("fills".to_owned(), sizes.fills.into());
+        all.insert("time_to_head_us".to_owned(), Value::Object(latency));
+        Value::Object(all)
+    }
+
+    async fn clear(&self) -> Answer {
+        match self.cache.clear().await {
+            Ok(removed) => {
+                tracing::info!(removed = removed.count, freed = removed.freed, "cache cleared");
+                let (count, freed) = (removed.count, removed.freed);
+                (200, json!({"status": "ok", "removed": count, "freed": freed}))
+            }
+            Err(error) => failure(&error),
+        }
+    }
+
+    async fn remove(&self, digest: Digest) -> Answer {
+        match self.cache.remove(&Key::Digest(digest.clone())).await {
+            Ok(Some(freed)) => {
+                tracing::info!(%digest, freed, "entry removed");
+                (200, json!({"status": "ok", "removed": 1, "freed": freed}))
+            }
+            Ok(None) => refusal(404, "NOT_FOUND", &format!("{digest} is not stored")),
+            Err(error) => failure(&error),
+        }
+    }
+}
+
+async fn send(
+    conn: &Conn,
+    version: Version,
+    keep: bool,
+    with_body: bool,
+    (status, body): &Answer,
+) -> Result<(), NetError> {
+    let mut bytes = serde_json::to_vec(body).unwrap_or_default();
+    bytes.push(b'\n');
+    let reply = Reply { status: *status, kind: "application/json", body: &bytes };
+    reply.send(conn, version, keep, with_body).await
+}
+
+#[derive(Serialize)]
+struct Refused<'a> {
+    code: &'a str,
+    message: &'a str,
+}
+
+fn refusal(status: u16, code: &str, message: &str) -> Answer {
+    (status, json!({"errors": [Refused { code, message }]}))
+}
+
+fn not_allowed(methods: &str) -> Answer {
+    refusal(405, "UNSUPPORTED", &format!("this path takes {methods}"))
+}
+
+fn failure(error: &dyn std::fmt::Display) -> Answer {
+    refusal(500, "CACHE", &format!("the cache could not do it: {error}"))
+}
+
+/// Compares without telling by the time taken where the first difference is.
+fn same(given: &[u8], expected: &[u8]) -> bool {
+    let differences = given.iter().zip(expected).fold(0, |sum, (a, b)| sum | (a ^ b));
+    std::hint::black_box(differences) == 0 && given.len() == expected.len()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::same;
+
+    #[test]
+    fn tokens_are_the_same_or_not() {
+        assert!(same(b"", b"") && same(b"abc", b"abc"));
+        for other in [&b"abd"[..], b"ab", b"abcd", b""] {
+            assert!(!same(other, b"abc"));
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! The command line.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use discobot_proxy::config::{Config, ConfigError};
+use discobot_proxy::logging::LogOutput;
+use discobot_proxy::net::Ca;
+use discobot_proxy::policy::Policy;
+use discobot_proxy::server::{Server, StartError};
+use discobot_proxy::sys::process::{self, Signal};
+
+/// A caching proxy for Linux that makes container pulls fast.
+///
+/// Without a command it runs the proxy, with ./config.yaml where that exists, else with defaults.
+#[derive(Parser)]
+#[command(
+    version,
+    after_help = "Environment, over the file: CONFIG_FILE PROXY_PORT API_PORT \
+    CERT_DIR LOG_LEVEL LOG_FORMAT\nExit codes: 0 after SIGTERM or SIGINT, 2 for a bad \
+    configuration, 1 for the rest"
+)]
+struct Arguments {
+    /// The configuration file.
+    #[arg(long, value_name = "FILE", global = true)]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Read the configuration and print it as it takes effect.
+    Check,
+    /// Make the CA where there is none, and print its certificate (PEM).
+    Ca,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let config = match load(arguments.config.as_deref()) {
+        Ok(config) => config,
+        Err(error) => return complain(2, &error),
+    };
+    match arguments.command {
+        None => run(config),
+        Some(Command::Check) => check(&config),
+        Some(Command::Ca) => ca(&config),
+    }
+}
+
+fn load(file: Option<&Path>) -> Result<Config, ConfigError> {
+    Config::load(file, |name| std::env::var(name).ok())
+}
+
+fn check(config: &Config) -> ExitCode {
+    if let Err(error) = Policy::compile(config) {
+        return complain(2, &error);
+    }
+    print!("{}", config.to_yaml());
+    ExitCode::SUCCESS
+}
+
+fn ca(config: &Config) -> ExitCode {
+    match Ca::open(&config.tls.cert_dir) {
+        Ok(ca) => {
+            print!("{}", ca.certificate_pem());
+            ExitCode::SUCCESS
+        }
+        Err(error) => complain(1, &error),
+    }
+}
+
+fn run(config: Config) -> ExitCode {
+    // Before any thread starts, so that all of them inherit it.
+    if let Err(error) = process::block_signals() {
+        return complain(1, &error);
+    }
+    let files = process::raise_open_files();
+    let log = match LogOutput::start(&config.logging) {
+        Ok(log) => log,
+        Err(error) => return complain(1, &error),
+    };
+    std::panic::set_hook(Box::new(|panic| tracing::error!(%panic, "a bug: please report it")));
+    let server = match Server::start(config) {
+        Ok(server) => server,
+        Err(error @ StartError::Config(_)) => return complain(2, &error),
+        Err(error) => return complain(1, &error),
+    };
+    if let Err(error) = files {
+        tracing::warn!(%error, "the limit of open files can't be raised");
+    }
+    say_ready(&server);
+    loop {
+        match process::wait_signal() {
+            Ok(Signal::Reopen) => {
+                log.reopen();
+                tracing::info!("log reopened");
+            }
+            Ok(Signal::Stop) => break,
+            Err(error) => {
+                tracing::error!(%error, "signals can't be waited for");
+                break;
+            }
+        }
+    }
+    tracing::info!("stopping: running transfers may finish, a second signal ends them");
+    server.stop();
+    std::thread::spawn(|| {
+        while !matches!(process::wait_signal(), Ok(Signal::Stop) | Err(_)) {}
+        std::process::exit(0);
+    });
+    server.join();
+    tracing::info!("stopped");
+    ExitCode::SUCCESS
+}
+
+fn say_ready(server: &Server) {
+    let join = |addresses: &[std::net::SocketAddr]| {
+        addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
+    };
+    tracing::info!(
+        proxy = %join(&server.proxy),
+        admin = %join(&[server.admin]),
+        ca = %server.ca.certificate_path().display(),
+        driver = %server.driver,
+        workers = server.workers,
+        "ready: point clients at the proxy address and have them trust the CA"
+    );
+}
+
+fn complain(code: u8, error: &dyn std::fmt::Display) -> ExitCode {
+    eprintln!("discobot-proxy: {error}");
+    ExitCode::from(code)
+}

@@ -1,0 +1,170 @@
+//! Answers of the proxy's own making: errors as registries give them (OCI distribution
+//! specification, "Error Codes"), and the page for whoever asks the proxy itself.
+
+use serde::Serialize;
+
+use crate::http::Version;
+use crate::net::{Conn, NetError};
+
+/// An answer with a small body of our own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// The status.
+    pub status: u16,
+    /// For programs, in capitals.
+    pub code: &'static str,
+    /// For people: one sentence, what failed and why.
+    pub message: String,
+}
+
+#[derive(Serialize)]
+struct Body<'a> {
+    errors: [Error<'a>; 1],
+}
+
+#[derive(Serialize)]
+struct Error<'a> {
+    code: &'a str,
+    message: &'a str,
+}
+
+impl Answer {
+    /// An error.
+    pub fn new(status: u16, code: &'static str, message: impl Into<String>) -> Answer {
+        Answer { status, code, message: message.into() }
+    }
+
+    /// What to say about an upstream that failed: 504 for time-outs, 403 for what is not allowed, 503
+    /// where a retry makes sense, else 502.
+    pub fn upstream(host: &str, error: &NetError) -> Answer {
+        let (status, code) = match error {
+            NetError::Denied(_) => (403, "DENIED"),
+            NetError::TimedOut { .. } => (504, "UPSTREAM_TIMEOUT"),
+            NetError::Tls(_) => (502, "UPSTREAM_TLS"),
+            NetError::Malformed(_) => (502, "UPSTREAM_MALFORMED"),
+            NetError::Resolve { .. }
+            | NetError::Connect { .. }
+            | NetError::Closed
+            | NetError::Io(_)
+            | NetError::Busy => (503, "UPSTREAM_UNAVAILABLE"),
+        };
+        let message = match error {
+            NetError::Denied(why) => why.to_string(),
+            error => format!("upstream {host}: {error}"),
+        };
+        Answer { status, code, message }
+    }
+
+    /// Sends it. `with_body` is false for answers to HEAD.
+    pub async fn send(
+        &self,
+        conn: &Conn,
+        version: Version,
+        keep_alive: bool,
+        with_body: bool,
+    ) -> Result<(), NetError> {
+        let errors = [Error { code: self.code, message: &self.message }];
+        let body = serde_json::to_vec(&Body { errors }).unwrap_or_default();
+        let reply = Reply { status: self.status, kind: "application/json", body: &body };
+        reply.send(conn, version, keep_alive, with_body).await
+    }
+
+    /// Sends it as the answer to a CONNECT: Go clients show nothing but the status line.
+    pub async fn send_to_connect(&self, conn: &Conn) -> Result<(), NetError> {
+        let errors = [Error { code: self.code, message: &self.message }];
+        let body = serde_json::to_vec(&Body { errors }).unwrap_or_default();
+        let words: String =
+            self.message.chars().map(|c| if c.is_ascii_graphic() { c } else { ' ' }).collect();
+        let head = format!(
+            "HTTP/1.1 {} {words}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\
+             Connection: close\r\n\r\n",
+            self.status,
+            body.len()
+        );
+        conn.write_parts(&[head.as_bytes(), &body], false).await
+    }
+}
+
+/// A complete small answer.
+pub struct Reply<'a> {
+    /// The status.
+    pub status: u16,
+    /// The body's media type.
+    pub kind: &'static str,
+    /// The body.
+    pub body: &'a [u8],
+}
+
+impl Reply<'_> {
+    /// Sends it.
+    pub async fn send(
+        &self,
+        conn: &Conn,
+        version: Version,
+        keep_alive: bool,
+        with_body: bool,
+    ) -> Result<(), NetError> {
+        let head = format!(
+            "HTTP/1.1 {} {}\r\nContent-Type: {}\r\nContent-Length: {}\r\nDate: {}\r\n{}\r\n",
+            self.status,
+            reason(self.status),
+            self.kind,
+            self.body.len(),
+            httpdate::fmt_http_date(std::time::SystemTime::now()),
+            connection(version, keep_alive),
+        );
+        let body = if with_body { self.body } else { &[] };
+        conn.write_parts(&[head.as_bytes(), body], false).await
+    }
+}
+
+/// The `Connection` line that says whether another request may follow; empty where that is the
+/// version's default (RFC 9112, section 9.3).
+pub fn connection(version: Version, keep_alive: bool) -> &'static str {
+    match (version, keep_alive) {
+        (Version::Http11, true) => "",
+        (Version::Http10, true) => "Connection: keep-alive\r\n",
+        (_, false) => "Connection: close\r\n",
+    }
+}
+
+/// The usual words of a status this proxy gives itself.
+pub fn reason(status: u16) -> &'static str {
+    match status {
+        200 => "OK",
+        206 => "Partial Content",
+        304 => "Not Modified",
+        400 => "Bad Request",
+        401 => "Unauthorized",
+        403 => "Forbidden",
+        404 => "Not Found",
+        405 => "Method Not Allowed",
+        408 => "Request Timeout",
+        413 => "Content Too Large",
+        414 => "URI Too Long",
+        416 => "Range Not Satisfiable",
+        421 => "Misdirected Request",
+        431 => "Request Header Fields Too Large",
+        500 => "Internal Server Error",
+        501 => "Not Implemented",
+        502 => "Bad Gateway",
+        503 => "Service Unavailable",
+        504 => "Gateway Timeout",
+        505 => "HTTP Version Not Supported",
+        508 => "Loop Detected",
+        _ => "Error",
+    }
+}
+
+/// The page for whoever opens the proxy's own address.
+pub fn page(own: &str) -> String {
+    format!(
+        "discobot-proxy: a caching proxy for container registries.\n\n\
+         Point a client at it:\n\n  \
+         docker    /etc/docker/daemon.json:\n            \
+         {{\"proxies\": {{\"http-proxy\": \"http://{own}\", \"https-proxy\": \"http://{own}\"}}}}\n  \
+         others    HTTPS_PROXY=http://{own}\n\n\
+         The client must trust the proxy's CA: the file ca.crt on this host\n\
+         (`discobot-proxy ca` prints it). Statistics are on the admin port.\n"
+    )
+}

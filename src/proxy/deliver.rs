@@ -1,0 +1,253 @@
+//! A reader's bytes to a client: head, then spans as they become readable. Hit, miss, joined miss
+//! and range are all this.
+
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use super::answer::{connection, reason};
+use super::session::{Client, End};
+use crate::cache::{Body, Failure, Reader, Seen};
+use crate::http::range::{content_range, parse_range, unsatisfied_range};
+use crate::http::{Fields, Framing, LAST_CHUNK, Method, RequestHead, Version, chunk_head};
+use crate::net::{NetError, send_file};
+use crate::stats::Stats;
+
+/// A body up to this size leaves with its head in one write.
+const ONE_WRITE: u64 = 64 * 1024;
+
+/// Bytes per span: how often the progress of an entry is looked at while it is sent.
+const SPAN: u64 = 8 * 1024 * 1024;
+
+/// How the bytes are there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// A stored entry.
+    Hit,
+    /// A fill this request began or joined.
+    Miss,
+}
+
+/// What of the entry the client wants, decided from its request and the entry's head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// All of it; the length where it is known.
+    Whole(Option<u64>),
+    /// `start..end` of `len` bytes.
+    Range(u64, u64, u64),
+    /// Nothing: no byte of the range exists; the body has this many bytes.
+    Unsatisfiable(u64),
+    /// Nothing: the client has it already.
+    NotModified,
+}
+
+impl Part {
+    /// Evaluates the request's conditions and range (RFC 9110, section 13.2.2).
+    pub fn wanted(request: &RequestHead, stored: &Fields, len: Option<u64>) -> Part {
+        let fields = &request.fields;
+        let etag = stored.get("etag");
+        if fields.contains("if-none-match") {
+            let known = etag.is_some_and(|etag| {
+                fields
+                    .tokens("if-none-match")
+                    .any(|given| given == "*" || opaque(given.as_bytes()) == opaque(etag))
+            });
+            if known {
+                return Part::NotModified;
+            }
+        }
+        let range = fields.get("range").filter(|_| request.method == Method::GET);
+        match (range.and_then(parse_range), len) {
+            (Some(range), Some(len)) if may_range(fields, stored) => range
+                .resolve(len)
+                .map_or(Part::Unsatisfiable(len), |(start, end)| Part::Range(start, end, len)),
+            _ => Part::Whole(len),
+        }
+    }
+
+    /// The first byte wanted of a request whose length is known or not.
+    pub fn start(self) -> u64 {
+        match self {
+            Part::Range(start, ..) => start,
+            _ => 0,
+        }
+    }
+}
+
+/// If-Range (RFC 9110, section 13.1.5): the range only of what the client has begun with.
+fn may_range(request: &Fields, stored: &Fields) -> bool {
+    match request.get("if-range") {
+        None => true,
+        Some(given) if given.starts_with(b"\"") => stored.get("etag") == Some(given),
+        Some(given) if given.starts_with(b"W/") => false,
+        Some(given) => stored.get("last-modified") == Some(given),
+    }
+}
+
+fn opaque(etag: &[u8]) -> &[u8] {
+    etag.strip_prefix(b"W/").unwrap_or(etag)
+}
+
+/// Everything about one delivery.
+pub struct Delivery<'a> {
+    /// Whom to.
+    pub client: &'a Client,
+    /// Counters.
+    pub stats: &'a Stats,
+    /// The request.
+    pub request: &'a RequestHead,
+    /// Whether another request may follow.
+    pub keep_alive: bool,
+    /// How the bytes are there.
+    pub source: Source,
+}
+
+/// Why a delivery did not come to its end.
+pub enum Undelivered {
+    /// The session has ended, as it says.
+    Ended(End),
+    /// The entry failed; `sent` bytes of the part wanted have been sent, after the head.
+    Entry {
+        /// Why.
+        why: Failure,
+        /// Bytes sent.
+        sent: u64,
+    },
+}
+
+impl Delivery<'_> {
+    /// Sends head and body. Gives the bytes of the body sent.
+    pub async fn send(
+        &self,
+        mut reader: Reader,
+        seen: &Seen,
+        stored: &Fields,
+        part: Part,
+    ) -> Result<u64, Undelivered> {
+        let (start, end) = match part {
+            Part::Whole(len) => (0, len),
+            Part::Range(start, end, _) => (start, Some(end)),
+            Part::Unsatisfiable(_) | Part::NotModified => (0, Some(0)),
+        };
+        let framing = match (end, self.request.version) {
+            (Some(end), _) => Framing::Length(end - start),
+            (None, Version::Http11) => Framing::Chunked,
+            (None, Version::Http10) => Framing::UntilClose,
+        };
+        let mut head = Vec::with_capacity(1024);
+        self.write_head(&mut head, seen, stored, part, framing);
+        let conn = &self.client.conn;
+        if self.request.method == Method::HEAD || end == Some(start) {
+            conn.write(&head).await.map_err(broken)?;
+            return Ok(0);
+        }
+        reader.seek(start, end);
+        if let Some(end) = end
+            && end - start <= ONE_WRITE
+            && end <= seen.written
+        {
+            read_into(&mut head, &seen.body, start, end - start).map_err(broken)?;
+            conn.write(&head).await.map_err(broken)?;
+            return Ok(end - start);
+        }
+        conn.write_parts(&[&head], end.is_some()).await.map_err(broken)?;
+        let sent = self.spans(&mut reader, &seen.body, framing).await?;
+        match framing {
+            Framing::Chunked => conn.write(LAST_CHUNK).await.map_err(broken)?,
+            Framing::UntilClose => return Err(Undelivered::Ended(End::Answered)),
+            _ => {}
+        }
+        Ok(sent)
+    }
+
+    async fn spans(
+        &self,
+        reader: &mut Reader,
+        body: &Arc<Body>,
+        framing: Framing,
+    ) -> Result<u64, Undelivered> {
+        let conn = &self.client.conn;
+        let mut sent = 0;
+        loop {
+            let span = match reader.next(SPAN).await {
+                Ok(Some(span)) => span,
+                Ok(None) => return Ok(sent),
+                Err(why) => return Err(Undelivered::Entry { why, sent }),
+            };
+            if framing == Framing::Chunked {
+                let mut line = Vec::new();
+                // A span is at most SPAN bytes long.
+                chunk_head(span.len as usize, &mut line);
+                conn.write_parts(&[&line], true).await.map_err(broken)?;
+            }
+            send_file(conn, &body.file, span.offset, span.len).await.map_err(broken)?;
+            if framing == Framing::Chunked {
+                conn.write(b"\r\n").await.map_err(broken)?;
+            }
+            sent += span.len;
+            Stats::add(&self.stats.bytes_to_clients, span.len);
+            if self.source == Source::Hit {
+                Stats::add(&self.stats.bytes_from_cache, span.len);
+            }
+        }
+    }
+
+    fn write_head(
+        &self,
+        out: &mut Vec<u8>,
+        seen: &Seen,
+        stored: &Fields,
+        part: Part,
+        framing: Framing,
+    ) {
+        let status = match part {
+            Part::Whole(_) => 200,
+            Part::Range(..) => 206,
+            Part::Unsatisfiable(_) => 416,
+            Part::NotModified => 304,
+        };
+        out.extend_from_slice(format!("HTTP/1.1 {status} {}\r\n", reason(status)).as_bytes());
+        stored.write_to(out);
+        match (framing, part) {
+            (_, Part::NotModified) => {}
+            (Framing::Length(len), _) => line(out, "Content-Length", &len.to_string()),
+            (Framing::Chunked, _) => line(out, "Transfer-Encoding", "chunked"),
+            _ => {}
+        }
+        match part {
+            Part::Range(start, end, len) => {
+                line(out, "Content-Range", &content_range(start, end, len));
+            }
+            Part::Unsatisfiable(len) => line(out, "Content-Range", &unsatisfied_range(len)),
+            Part::Whole(_) | Part::NotModified => {}
+        }
+        if self.source == Source::Hit {
+            let age = SystemTime::now().duration_since(seen.body.stored).unwrap_or_default();
+            line(out, "X-Cache", "HIT");
+            let date = humantime::format_rfc3339_seconds(seen.body.stored);
+            line(out, "X-Cache-Date", &date.to_string());
+            line(out, "Age", &age.as_secs().to_string());
+        }
+        let keep_alive = self.keep_alive && framing != Framing::UntilClose;
+        out.extend_from_slice(connection(self.request.version, keep_alive).as_bytes());
+        out.extend_from_slice(b"\r\n");
+    }
+}
+
+fn line(out: &mut Vec<u8>, name: &str, value: &str) {
+    for piece in [name, ": ", value, "\r\n"] {
+        out.extend_from_slice(piece.as_bytes());
+    }
+}
+
+fn read_into(out: &mut Vec<u8>, body: &Body, offset: u64, len: u64) -> Result<(), NetError> {
+    let start = out.len();
+    // `len` is at most ONE_WRITE.
+    out.resize(start + len as usize, 0);
+    body.file.read_exact_at(&mut out[start..], offset)?;
+    Ok(())
+}
+
+fn broken(_: NetError) -> Undelivered {
+    Undelivered::Ended(End::Broken)
+}

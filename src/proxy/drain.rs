@@ -1,0 +1,86 @@
+//! Draining: how the sessions of one core learn that the proxy is to stop.
+
+use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
+use std::task::{Poll, Waker};
+
+/// Says once, to everyone on this core, that no further request is to be begun.
+#[derive(Default)]
+pub struct Drain {
+    begun: Cell<bool>,
+    open: Cell<usize>,
+    waiting: RefCell<Vec<Option<Waker>>>,
+    vacant: RefCell<Vec<usize>>,
+}
+
+impl Drain {
+    /// Begins: wakes all who wait.
+    pub fn begin(&self) {
+        self.begun.set(true);
+        let wakers: Vec<Waker> =
+            self.waiting.borrow_mut().iter_mut().filter_map(Option::take).collect();
+        wakers.into_iter().for_each(Waker::wake);
+    }
+
+    /// Whether it has begun.
+    pub fn has_begun(&self) -> bool {
+        self.begun.get()
+    }
+
+    /// Connections open on this core.
+    pub fn open(&self) -> usize {
+        self.open.get()
+    }
+
+    /// Counts a connection in (`true`) or out.
+    pub fn count(&self, opened: bool) {
+        let open = self.open.get();
+        self.open.set(if opened { open + 1 } else { open.saturating_sub(1) });
+    }
+
+    /// Waits until it begins.
+    pub async fn begun(&self) {
+        let place = Place { drain: self, index: Cell::new(None) };
+        poll_fn(|cx| {
+            if self.begun.get() {
+                return Poll::Ready(());
+            }
+            place.wait(cx.waker());
+            Poll::Pending
+        })
+        .await;
+    }
+}
+
+/// One waiter's place, given back when it stops waiting.
+struct Place<'a> {
+    drain: &'a Drain,
+    index: Cell<Option<usize>>,
+}
+
+impl Place<'_> {
+    fn wait(&self, waker: &Waker) {
+        let mut waiting = self.drain.waiting.borrow_mut();
+        let index = self.index.get().unwrap_or_else(|| {
+            self.drain.vacant.borrow_mut().pop().unwrap_or_else(|| {
+                waiting.push(None);
+                waiting.len() - 1
+            })
+        });
+        self.index.set(Some(index));
+        if let Some(place) = waiting.get_mut(index) {
+            *place = Some(waker.clone());
+        }
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        if let Some(index) = self.index.get() {
+            if let Some(place) = self.drain.waiting.borrow_mut().get_mut(index) {
+                *place = None;
+            }
+            self.drain.vacant.borrow_mut().push(index);
+        }
+    }
+}

@@ -1,0 +1,280 @@
+//! An upstream request and the head of its answer, redirects followed where that is asked for.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use thiserror::Error;
+
+use super::Worker;
+use super::answer::Answer;
+use super::url::Url;
+use crate::http::{
+    Fields, Framing, Malformed, Method, RequestHead, ResponseHead, Target, Version, keeps_alive,
+    response_framing,
+};
+use crate::net::{BodyReader, Conn, NetError, Origin};
+use crate::policy;
+
+/// An idle connection is used again for a request that may be sent twice within any age.
+const ANY_AGE: Duration = Duration::MAX;
+
+/// An idle connection is used for a request that may not be sent twice only when it was used so
+/// recently that the server can hardly have closed it meanwhile.
+const FRESH: Duration = Duration::from_secs(1);
+
+/// The body of an answer that is not used is read to its end up to so many bytes, so that the
+/// connection can be used again.
+const DISCARD_MAX: u64 = 64 * 1024;
+
+/// Why there is no answer to give.
+#[derive(Debug, Error)]
+pub enum FetchError {
+    /// The peer at `host` failed.
+    #[error("{host}: {error}")]
+    Peer {
+        /// Whom it was with.
+        host: String,
+        /// What it was.
+        error: NetError,
+    },
+    /// More redirects than `limits.max_redirects`.
+    #[error("more than {0} redirects")]
+    TooManyRedirects(u32),
+    /// A redirect that leads nowhere.
+    #[error("{0} redirects without a usable Location")]
+    BadRedirect(String),
+}
+
+impl FetchError {
+    /// What to tell the client.
+    pub fn answer(&self) -> Answer {
+        match self {
+            FetchError::Peer { host, error } => Answer::upstream(host, error),
+            FetchError::TooManyRedirects(_) | FetchError::BadRedirect(_) => {
+                Answer::new(502, "UPSTREAM_REDIRECT", format!("upstream: {self}"))
+            }
+        }
+    }
+}
+
+/// What to ask, as far as it is the same at every hop and every repetition.
+#[derive(Clone)]
+pub struct Recipe {
+    /// The method.
+    pub method: Method,
+    /// The URL the client asked for.
+    pub url: Url,
+    /// The client's end-to-end fields.
+    pub fields: Fields,
+    /// Whether the URL's host may be reached at any allowed address, by the allowlist.
+    pub listed: bool,
+}
+
+/// An upstream connection whose answer's head has been read.
+pub struct Fetched {
+    /// The connection; the body comes next.
+    pub conn: Conn,
+    /// What it is connected to.
+    pub origin: Origin,
+    /// Where the answer came from, at the end of all redirects.
+    pub url: Url,
+    /// The answer's head.
+    pub head: ResponseHead,
+    /// How its body is framed.
+    pub framing: Framing,
+}
+
+impl Fetched {
+    /// Hands the connection back for the next request, where this answer lets it.
+    pub fn recycle(self, worker: &Worker) {
+        if keeps_alive(self.head.version, &self.head.fields) && self.framing != Framing::UntilClose
+        {
+            worker.dialer.keep(self.origin, self.conn);
+        }
+    }
+}
+
+impl Recipe {
+    /// Makes the request without a body, follows redirects, and reads the head of the answer that is
+    /// none. `from`: only the bytes from there on.
+    pub async fn fetch(&self, worker: &Worker, from: Option<u64>) -> Result<Fetched, FetchError> {
+        let mut url = self.url.clone();
+        let mut fields = self.fields.clone();
+        let mut listed = self.listed;
+        for _ in 0..=worker.limits.max_redirects {
+            let request = self.request(worker, &url, &fields, from).map_err(peer(&url))?;
+            let fetched = send(worker, &url, &request, listed).await.map_err(peer(&url))?;
+            if !matches!(fetched.head.status, 301 | 302 | 303 | 307 | 308) {
+                return Ok(fetched);
+            }
+            let next = fetched.head.fields.get("location").and_then(|to| url.resolve(to));
+            let next = next.ok_or_else(|| FetchError::BadRedirect(url.to_string()))?;
+            tracing::debug!(from = %url, to = %next, status = fetched.head.status, "redirect");
+            discard(worker, fetched).await;
+            if !url.same_origin(&next) {
+                policy::leave_origin(&mut fields, worker.policy.header_rule(&url.host));
+                // Whom an allowed registry sends us to is allowed for this transfer.
+                listed = true;
+            }
+            url = next;
+        }
+        Err(FetchError::TooManyRedirects(worker.limits.max_redirects))
+    }
+
+    fn request(
+        &self,
+        worker: &Worker,
+        url: &Url,
+        fields: &Fields,
+        from: Option<u64>,
+    ) -> Result<RequestHead, Malformed> {
+        let mut fields = fields.clone();
+        for name in CONDITIONS {
+            fields.remove(name);
+        }
+        // A coded body would not hash to the digest, and a stored one would need a Vary.
+        fields.set("Accept-Encoding", "identity")?;
+        if let Some(from) = from {
+            fields.set("Range", format!("bytes={from}-"))?;
+        }
+        outgoing(worker, self.method.clone(), url, fields)
+    }
+}
+
+/// What would make the answer something else than the whole.
+const CONDITIONS: [&str; 6] =
+    ["range", "if-range", "if-match", "if-none-match", "if-modified-since", "if-unmodified-since"];
+
+fn peer<E: Into<NetError>>(url: &Url) -> impl FnOnce(E) -> FetchError {
+    let host = url.authority();
+    move |error| FetchError::Peer { host, error: error.into() }
+}
+
+/// The head of a request to `url`: `Host` first, the host's header rule applied, `Via` added.
+pub fn outgoing(
+    worker: &Worker,
+    method: Method,
+    url: &Url,
+    mut client: Fields,
+) -> Result<RequestHead, Malformed> {
+    client.remove("host");
+    worker.policy.apply_headers(&url.host, &mut client)?;
+    client.push("Via", format!("1.1 {}", worker.pseudonym))?;
+    let mut fields = Fields::new();
+    fields.push("Host", url.authority())?;
+    for (name, value) in client.iter() {
+        fields.push(name, value)?;
+    }
+    Ok(RequestHead {
+        method,
+        target: Target::Origin(url.target.clone()),
+        version: Version::Http11,
+        fields,
+    })
+}
+
+/// Sends a request without a body and reads the head of its answer.
+async fn send(
+    worker: &Worker,
+    url: &Url,
+    request: &RequestHead,
+    listed: bool,
+) -> Result<Fetched, NetError> {
+    let mut bytes = Vec::new();
+    request.write_to(&mut bytes);
+    let (conn, reused) = connect(worker, url, listed, &request.method).await?;
+    let conn = match attempt(worker, conn, &bytes).await {
+        Ok(answer) => return finish(request, url, answer),
+        // The server closed the idle connection as the request was on its way: nobody has seen it.
+        Err(Attempt { error, silent: true }) if reused && request.method.is_idempotent() => {
+            tracing::debug!(host = %url.host, %error, "idle connection was stale");
+            dial(worker, url, listed).await?
+        }
+        Err(Attempt { error, .. }) => return Err(error),
+    };
+    let answer = attempt(worker, conn, &bytes).await.map_err(|attempt| attempt.error)?;
+    finish(request, url, answer)
+}
+
+/// A connection to the URL's host, and whether it has been used before.
+pub async fn connect(
+    worker: &Worker,
+    url: &Url,
+    listed: bool,
+    method: &Method,
+) -> Result<(Conn, bool), NetError> {
+    let age = if method.is_idempotent() { ANY_AGE } else { FRESH };
+    let permit = |address: SocketAddr| worker.permit(&url.host, address, listed);
+    if let Some(conn) = worker.dialer.reuse(&url.origin(), age, &permit) {
+        return Ok((conn, true));
+    }
+    Ok((dial(worker, url, listed).await?, false))
+}
+
+/// A new connection to the URL's host.
+pub async fn dial(worker: &Worker, url: &Url, listed: bool) -> Result<Conn, NetError> {
+    let permit = |address: SocketAddr| worker.permit(&url.host, address, listed);
+    crate::stats::Stats::add(&worker.stats.dialled, 1);
+    worker.dialer.dial(&url.origin(), &permit).await
+}
+
+struct Attempt {
+    error: NetError,
+    /// Nothing of an answer came.
+    silent: bool,
+}
+
+async fn attempt(
+    worker: &Worker,
+    conn: Conn,
+    bytes: &[u8],
+) -> Result<(Conn, ResponseHead), Attempt> {
+    let result = async {
+        conn.write(bytes).await?;
+        loop {
+            let head = conn.response_head(&worker.limits.heads).await?;
+            // Nobody asked for an interim answer here (RFC 9110, section 15.2).
+            if head.status >= 200 || head.status == 101 {
+                return Ok(head);
+            }
+        }
+    };
+    match result.await {
+        Ok(head) => Ok((conn, head)),
+        Err(error) => {
+            let silent = matches!(error, NetError::Closed | NetError::Io(_)) && conn.unused() == 0;
+            Err(Attempt { error, silent })
+        }
+    }
+}
+
+fn finish(
+    request: &RequestHead,
+    url: &Url,
+    (conn, head): (Conn, ResponseHead),
+) -> Result<Fetched, NetError> {
+    if head.status == 101 {
+        // Nothing was asked to be upgraded.
+        return Err(NetError::Closed);
+    }
+    let framing = response_framing(&request.method, &head)?;
+    Ok(Fetched { conn, origin: url.origin(), url: url.clone(), head, framing })
+}
+
+/// Reads a small body to its end and keeps the connection; closes it otherwise.
+async fn discard(worker: &Worker, fetched: Fetched) {
+    let mut body = BodyReader::new(fetched.framing);
+    let mut buf = Vec::new();
+    let mut read = 0;
+    while !body.is_done() {
+        match body.read(&fetched.conn, &mut buf, 16 * 1024).await {
+            Ok(got) => read += got as u64,
+            Err(_) => return,
+        }
+        buf.clear();
+        if read > DISCARD_MAX {
+            return;
+        }
+    }
+    fetched.recycle(worker);
+}

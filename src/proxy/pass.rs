@@ -1,0 +1,302 @@
+//! Past the cache: the request up, the answer down, both as they come. Nothing is buffered beyond
+//! one read.
+
+use std::pin::pin;
+use std::rc::Rc;
+
+use super::Worker;
+use super::answer::{Answer, connection};
+use super::exchange::Request;
+use super::fetch::{Fetched, connect, dial, outgoing};
+use super::session::{Client, End};
+use crate::http::{
+    Framing, RequestHead, ResponseHead, Version, chunk_head, last_chunk, response_framing,
+};
+use crate::net::{BodyReader, Conn, Either, NetError, race, relay};
+use crate::policy;
+use crate::stats::{Outcome, Stats};
+
+/// Bytes of a body in flight.
+const CHUNK: usize = 128 * 1024;
+
+/// Sends the request to upstream and its answer back. `reason`: why it is not for the cache.
+pub async fn pass(
+    worker: &Rc<Worker>,
+    client: &Client,
+    request: &Request,
+    reason: &'static str,
+) -> Result<(), End> {
+    tracing::debug!(host = %request.url.host, path = %request.url.path(),
+        method = request.head.method.as_str(), reason, "passed");
+    let head = match upstream_head(worker, request) {
+        Ok(head) => head,
+        Err(error) => return failed(worker, client, request, &NetError::from(error)).await,
+    };
+    match ask(worker, client, request, &head).await {
+        Ok(Asked { conn, head, sent_whole }) => {
+            worker.stats.observe(Outcome::Pass, request.started.elapsed());
+            invalidate(worker, request, head.status).await;
+            if head.status == 101 {
+                return upgrade(worker, client, conn, &head).await;
+            }
+            let framing = match response_framing(&request.head.method, &head) {
+                Ok(framing) => framing,
+                Err(error) => return failed(worker, client, request, &error.into()).await,
+            };
+            let (origin, url) = (request.url.origin(), request.url.clone());
+            let fetched = Fetched { conn, origin, url, head, framing };
+            answer(worker, client, request, fetched, sent_whole).await
+        }
+        Err(Fault::Client) => Err(End::Broken),
+        Err(Fault::Upstream(error)) => failed(worker, client, request, &error).await,
+    }
+}
+
+/// Sends an answer whose head has been read already.
+pub async fn relay_answer(
+    worker: &Worker,
+    client: &Client,
+    request: &Request,
+    fetched: Fetched,
+) -> Result<(), End> {
+    answer(worker, client, request, fetched, true).await
+}
+
+/// Whose fault it was that there is no answer.
+enum Fault {
+    Client,
+    Upstream(NetError),
+}
+
+/// An answer's head, and the connection its body comes on.
+struct Asked {
+    conn: Conn,
+    head: ResponseHead,
+    /// Whether the request's body had been sent to its end.
+    sent_whole: bool,
+}
+
+fn upstream_head(
+    worker: &Worker,
+    request: &Request,
+) -> Result<RequestHead, crate::http::Malformed> {
+    let client = &request.head.fields;
+    let mut fields = client.clone();
+    policy::pass_request(&mut fields);
+    if request.framing == Framing::Chunked {
+        fields.push("Transfer-Encoding", "chunked")?;
+    }
+    if let Some(protocol) =
+        client.get("upgrade").filter(|_| client.has_token("connection", "upgrade"))
+    {
+        fields.push("Connection", "Upgrade")?;
+        fields.push("Upgrade", protocol)?;
+    }
+    outgoing(worker, request.head.method.clone(), &request.url, fields)
+}
+
+async fn ask(
+    worker: &Worker,
+    client: &Client,
+    request: &Request,
+    head: &RequestHead,
+) -> Result<Asked, Fault> {
+    let (url, listed) = (&request.url, request.listed);
+    let mut bytes = Vec::new();
+    head.write_to(&mut bytes);
+    let method = &request.head.method;
+    let (conn, reused) = connect(worker, url, listed, method).await.map_err(Fault::Upstream)?;
+    let mut body = BodyReader::new(request.framing);
+    let repeatable = reused && body.is_done() && method.is_idempotent();
+    match converse(worker, client, &conn, &bytes, &mut body).await {
+        Ok((head, sent_whole)) => Ok(Asked { conn, head, sent_whole }),
+        Err(Fault::Upstream(NetError::Closed | NetError::Io(_)))
+            if repeatable && conn.unused() == 0 =>
+        {
+            // The server closed the idle connection as the request was on its way.
+            let conn = dial(worker, url, listed).await.map_err(Fault::Upstream)?;
+            let (head, sent_whole) = converse(worker, client, &conn, &bytes, &mut body).await?;
+            Ok(Asked { conn, head, sent_whole })
+        }
+        Err(fault) => Err(fault),
+    }
+}
+
+/// Sends the request while listening: interim answers go to the client at once, and an answer that
+/// comes before the body is through ends it.
+async fn converse(
+    worker: &Worker,
+    client: &Client,
+    upstream: &Conn,
+    head: &[u8],
+    body: &mut BodyReader,
+) -> Result<(ResponseHead, bool), Fault> {
+    if let Err(error) = upstream.write(head).await {
+        return Err(Fault::Upstream(error));
+    }
+    let mut sent_whole = body.is_done();
+    let mut sending = pin!(send_body(&client.conn, upstream, body));
+    let mut broken = None;
+    loop {
+        if !sent_whole && broken.is_none() {
+            match race(upstream.stirs(), sending.as_mut()).await {
+                Either::Left(()) => {}
+                Either::Right(Ok(())) => sent_whole = true,
+                Either::Right(Err(Fault::Client)) => return Err(Fault::Client),
+                // It may have said why before it closed.
+                Either::Right(Err(Fault::Upstream(error))) => broken = Some(error),
+            }
+        }
+        let head = match upstream.response_head(&worker.limits.heads).await {
+            Ok(head) => head,
+            Err(error) => return Err(Fault::Upstream(broken.unwrap_or(error))),
+        };
+        if head.status >= 200 || head.status == 101 {
+            return Ok((head, sent_whole));
+        }
+        interim(client, head).await?;
+    }
+}
+
+/// Passes a 1xx answer on (RFC 9110, section 15.2).
+async fn interim(client: &Client, mut head: ResponseHead) -> Result<(), Fault> {
+    policy::pass_response(&mut head.fields);
+    head.version = Version::Http11;
+    let mut bytes = Vec::new();
+    head.write_to(&mut bytes);
+    client.conn.write(&bytes).await.map_err(|_| Fault::Client)
+}
+
+async fn send_body(from: &Conn, to: &Conn, body: &mut BodyReader) -> Result<(), Fault> {
+    let chunked = body.remaining().is_none();
+    let mut buf = Vec::new();
+    while !body.is_done() {
+        buf.reserve(CHUNK);
+        let got = body.read(from, &mut buf, CHUNK).await.map_err(|_| Fault::Client)?;
+        if got > 0 {
+            write_piece(to, &buf, chunked).await.map_err(Fault::Upstream)?;
+        }
+        buf.clear();
+    }
+    if chunked {
+        let mut end = Vec::new();
+        last_chunk(&body.take_trailers().unwrap_or_default(), &mut end);
+        to.write(&end).await.map_err(Fault::Upstream)?;
+    }
+    Ok(())
+}
+
+async fn write_piece(to: &Conn, piece: &[u8], chunked: bool) -> Result<(), NetError> {
+    if !chunked {
+        return to.write(piece).await;
+    }
+    let mut head = Vec::new();
+    chunk_head(piece.len(), &mut head);
+    to.write_parts(&[&head, piece, b"\r\n"], false).await
+}
+
+/// Sends head and body of an answer to the client.
+async fn answer(
+    worker: &Worker,
+    client: &Client,
+    request: &Request,
+    fetched: Fetched,
+    sent_whole: bool,
+) -> Result<(), End> {
+    let version = request.head.version;
+    let (framing, chunked) = match (fetched.framing, version) {
+        (Framing::Chunked | Framing::UntilClose, Version::Http11) => (Framing::Chunked, true),
+        (Framing::Chunked | Framing::UntilClose, Version::Http10) => (Framing::UntilClose, false),
+        (framing, _) => (framing, false),
+    };
+    let keep = request.keep_alive && sent_whole && framing != Framing::UntilClose;
+    let mut head = fetched.head.clone();
+    policy::pass_response(&mut head.fields);
+    head.version = Version::Http11;
+    // Both names and values are our own.
+    let _ = head.fields.push("Via", format!("1.1 {}", worker.pseudonym));
+    if chunked {
+        let _ = head.fields.push("Transfer-Encoding", "chunked");
+    }
+    let mut bytes = Vec::new();
+    head.write_to(&mut bytes);
+    bytes.truncate(bytes.len() - 2);
+    bytes.extend_from_slice(connection(version, keep).as_bytes());
+    bytes.extend_from_slice(b"\r\n");
+    let mut body = BodyReader::new(fetched.framing);
+    let more = !body.is_done();
+    client.conn.write_parts(&[&bytes], more).await.map_err(|_| End::Broken)?;
+    let mut buf = Vec::new();
+    while !body.is_done() {
+        buf.reserve(CHUNK);
+        let got = body.read(&fetched.conn, &mut buf, CHUNK).await.map_err(|error| {
+            Stats::add(&worker.stats.errors, 1);
+            tracing::warn!(host = %request.url.host, path = %request.url.path(), %error,
+                "upstream broke off");
+            End::Broken
+        })?;
+        if got > 0 {
+            Stats::add(&worker.stats.bytes_from_upstream, got as u64);
+            write_piece(&client.conn, &buf, chunked).await.map_err(|_| End::Broken)?;
+            Stats::add(&worker.stats.bytes_to_clients, got as u64);
+        }
+        buf.clear();
+    }
+    if chunked {
+        let mut end = Vec::new();
+        last_chunk(&body.take_trailers().unwrap_or_default(), &mut end);
+        client.conn.write(&end).await.map_err(|_| End::Broken)?;
+    }
+    if sent_whole {
+        fetched.recycle(worker);
+    }
+    match (keep, sent_whole) {
+        (true, _) => Ok(()),
+        (false, true) => Err(End::Answered),
+        (false, false) => Err(End::Unread),
+    }
+}
+
+/// What a successful change makes stale goes (RFC 9111, section 4.4).
+async fn invalidate(worker: &Worker, request: &Request, status: u16) {
+    if let Some(key) = worker.policy.invalidates(&request.ask(), status)
+        && let Err(error) = worker.cache.remove(&key).await
+    {
+        tracing::warn!(%error, path = %request.url.path(), "a stale entry can't be removed");
+    }
+}
+
+/// Both sides speak another protocol from here on.
+async fn upgrade(
+    worker: &Worker,
+    client: &Client,
+    upstream: Conn,
+    head: &ResponseHead,
+) -> Result<(), End> {
+    let mut switched = head.clone();
+    let protocol = head.fields.get("upgrade").map(<[u8]>::to_vec);
+    policy::pass_response(&mut switched.fields);
+    let _ = switched.fields.push("Connection", "Upgrade");
+    if let Some(protocol) = protocol {
+        let _ = switched.fields.push("Upgrade", protocol);
+    }
+    let mut bytes = Vec::new();
+    switched.write_to(&mut bytes);
+    client.conn.write(&bytes).await.map_err(|_| End::Broken)?;
+    upstream.set_patience(worker.limits.idle_timeout);
+    match relay(&client.conn, &upstream).await {
+        Ok(_) => Err(End::Tunnel),
+        Err(_) => Err(End::Broken),
+    }
+}
+
+async fn failed(
+    worker: &Worker,
+    client: &Client,
+    request: &Request,
+    error: &NetError,
+) -> Result<(), End> {
+    Stats::add(&worker.stats.errors, 1);
+    tracing::warn!(host = %request.url.host, path = %request.url.path(), %error, "upstream failed");
+    request.answer(client, &Answer::upstream(&request.url.authority(), error)).await
+}

@@ -1,0 +1,152 @@
+//! One client connection: its requests one after the other, and how it may end.
+
+use std::net::IpAddr;
+use std::rc::Rc;
+use std::time::Duration;
+
+use super::answer::Answer;
+use super::exchange::exchange;
+use super::url::Url;
+use super::{Worker, tunnel};
+use crate::http::{Method, Version};
+use crate::net::{Conn, Either, NetError, race};
+use crate::stats::Stats;
+
+/// What is read and thrown away after an answer that ends the connection, so that the client gets to
+/// see the answer before a reset.
+const LINGER_BYTES: usize = 256 * 1024;
+
+/// How long that may take.
+const LINGER_TIME: Duration = Duration::from_secs(2);
+
+/// A client on an open connection.
+pub struct Client {
+    /// The connection.
+    pub conn: Conn,
+    /// Whom requests inside an opened tunnel are for: scheme, host and port as the CONNECT said.
+    pub fixed: Option<Url>,
+}
+
+impl Client {
+    /// The client's address, an IPv4-mapped one as IPv4.
+    pub fn ip(&self) -> IpAddr {
+        self.conn.peer().ip().to_canonical()
+    }
+}
+
+/// How a session ends.
+#[derive(Debug)]
+pub enum End {
+    /// The client closed, or was silent for too long, between two requests.
+    Idle,
+    /// The answer was sent whole; no further request may follow it.
+    Answered,
+    /// The answer was sent whole, but the request was not read to its end.
+    Unread,
+    /// An answer is incomplete, and the client must see that.
+    Broken,
+    /// The connection became something else, which has ended.
+    Tunnel,
+    /// A CONNECT whose TLS is to be opened; the session goes on inside.
+    Opened(Url),
+}
+
+/// Serves a new connection until it ends. Clients that `allow_clients` leaves out get 403.
+pub async fn serve(worker: Rc<Worker>, conn: Conn) {
+    Stats::add(&worker.stats.accepted, 1);
+    let client = Client { conn, fixed: None };
+    if !worker.policy.client_allowed(client.ip()) {
+        Stats::add(&worker.stats.refused, 1);
+        tracing::info!(client = %client.ip(), "client refused by proxy.allow_clients");
+        let message = format!("{} is not in proxy.allow_clients", client.ip());
+        let answer = Answer::new(403, "DENIED", message);
+        // The request is read first: a client that is still sending would not see the answer.
+        let wait = worker.limits.header_timeout;
+        if let Ok(Some(head)) = client.conn.request_head(&worker.limits.heads, wait, wait).await {
+            let sent = if head.method == Method::CONNECT {
+                answer.send_to_connect(&client.conn).await
+            } else {
+                answer.send(&client.conn, head.version, false, head.method != Method::HEAD).await
+            };
+            if sent.is_ok() {
+                linger(&client.conn).await;
+            }
+        }
+        return;
+    }
+    run(&worker, client).await;
+}
+
+/// The requests of a connection, outside or inside a tunnel.
+pub async fn run(worker: &Rc<Worker>, client: Client) {
+    client.conn.set_patience(worker.limits.idle_timeout);
+    let end = requests(worker, &client).await;
+    tracing::trace!(client = %client.ip(), ?end, "session ended");
+    match end {
+        End::Idle | End::Answered => client.conn.finish().await,
+        End::Unread => linger(&client.conn).await,
+        End::Broken => client.conn.abort(),
+        End::Tunnel => {}
+        End::Opened(fixed) => tunnel::open(worker, client, fixed).await,
+    }
+}
+
+async fn requests(worker: &Rc<Worker>, client: &Client) -> End {
+    let limits = &worker.limits;
+    loop {
+        let next =
+            client.conn.request_head(&limits.heads, limits.idle_timeout, limits.header_timeout);
+        let head = match race(next, worker.drain.begun()).await {
+            Either::Left(Ok(Some(head))) => head,
+            Either::Left(Ok(None)) => return End::Idle,
+            Either::Left(Err(error)) => return unreadable(worker, client, &error).await,
+            Either::Right(()) => return End::Idle,
+        };
+        let result = if head.method == Method::CONNECT {
+            tunnel::connect(worker, client, head).await
+        } else {
+            exchange(worker, client, head).await
+        };
+        if let Err(end) = result {
+            return end;
+        }
+        if worker.drain.has_begun() {
+            return End::Answered;
+        }
+    }
+}
+
+/// Says what is wrong with a request that could not be read.
+async fn unreadable(worker: &Worker, client: &Client, error: &NetError) -> End {
+    let answer = match error {
+        NetError::Malformed(malformed) => {
+            Stats::add(&worker.stats.refused, 1);
+            tracing::info!(client = %client.ip(), %error, "malformed request");
+            Answer::new(malformed.status(), "MALFORMED", malformed.to_string())
+        }
+        NetError::TimedOut { .. } if client.conn.unused() > 0 => {
+            Answer::new(408, "TIMEOUT", error.to_string())
+        }
+        _ => return End::Idle,
+    };
+    match answer.send(&client.conn, Version::Http11, false, true).await {
+        Ok(()) => End::Unread,
+        Err(_) => End::Broken,
+    }
+}
+
+/// Ends our half of the stream and reads what the client is still sending, up to a limit: a close
+/// with unread bytes would reset the connection and could take the answer with it.
+async fn linger(conn: &Conn) {
+    conn.finish().await;
+    conn.set_patience(LINGER_TIME);
+    let mut thrown = 0;
+    let mut buf = Vec::new();
+    while thrown < LINGER_BYTES
+        && let Ok(got) = conn.read(&mut buf, 16 * 1024).await
+        && got > 0
+    {
+        thrown += got;
+        buf.clear();
+    }
+}

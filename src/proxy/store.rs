@@ -1,0 +1,154 @@
+//! The body of an answer into a fill: read, append, prove. Where upstream breaks off in the middle,
+//! the registry is asked again, for a fresh redirect, from where the fill stands.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::Worker;
+use super::fetch::{FetchError, Fetched, Recipe};
+use crate::cache::{Committed, Failure, Fill};
+use crate::http::{Fields, range};
+use crate::net::{BodyReader, NetError};
+use crate::stats::Stats;
+
+/// Bytes read from upstream at most before they are written.
+const CHUNK: usize = 256 * 1024;
+
+/// Wait before the first resumption; doubled at each further one.
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// The longest such wait.
+const PAUSE_MAX: Duration = Duration::from_secs(5);
+
+/// Fills an entry from the answer in hand, to the end, whether anybody reads it or not.
+pub async fn store(worker: Rc<Worker>, recipe: Recipe, fetched: Fetched, fill: Fill) {
+    let url = recipe.url.clone();
+    let (host, path) = (url.host.to_string(), url.path().to_owned());
+    match run(&worker, &recipe, fetched, fill).await {
+        Ok(Committed { len, kept: true }) => {
+            tracing::info!(%host, %path, size = len, "cached response");
+        }
+        Ok(Committed { len, kept: false }) => {
+            tracing::info!(%host, %path, size = len, "response delivered, not cached");
+        }
+        Err(why) => {
+            Stats::add(&worker.stats.errors, 1);
+            tracing::warn!(%host, %path, %why, "fill failed");
+        }
+    }
+}
+
+async fn run(
+    worker: &Worker,
+    recipe: &Recipe,
+    mut fetched: Fetched,
+    mut fill: Fill,
+) -> Result<Committed, Failure> {
+    let validator = strong_etag(&fetched.head.fields);
+    let mut skip = 0;
+    let mut retries = 0;
+    loop {
+        let error = match pour(worker, &mut fetched, &mut fill, skip).await {
+            Ok(()) => {
+                fetched.recycle(worker);
+                return fill.commit().await;
+            }
+            Err(Broken::Sink(failure)) => return Err(fill.fail(failure)),
+            Err(Broken::Source(error)) => error,
+        };
+        drop(fetched);
+        let mut why = error.to_string();
+        (fetched, skip) = loop {
+            if retries >= worker.limits.retries {
+                return Err(fill.fail(Failure::Source(why.into())));
+            }
+            monoio::time::sleep(PAUSE_MAX.min(PAUSE * 2_u32.saturating_pow(retries))).await;
+            retries += 1;
+            tracing::info!(host = %recipe.url.host, path = %recipe.url.path(), why,
+                from = fill.written(), "resuming a fill");
+            match resume(worker, recipe, &fill, validator.as_deref()).await {
+                Ok(resumed) => break resumed,
+                Err(Resume::Again(error)) => why = error,
+                Err(Resume::Never(error)) => {
+                    return Err(fill.fail(Failure::Source(error.into())));
+                }
+            }
+        };
+    }
+}
+
+enum Broken {
+    Source(NetError),
+    Sink(Failure),
+}
+
+/// Appends the whole body but for its first `skip` bytes.
+async fn pour(
+    worker: &Worker,
+    fetched: &mut Fetched,
+    fill: &mut Fill,
+    mut skip: u64,
+) -> Result<(), Broken> {
+    let mut body = BodyReader::new(fetched.framing);
+    let mut buf = Vec::with_capacity(CHUNK);
+    while !body.is_done() {
+        let got = body.read(&fetched.conn, &mut buf, CHUNK).await.map_err(Broken::Source)?;
+        Stats::add(&worker.stats.bytes_from_upstream, got as u64);
+        let skipped = skip.min(buf.len() as u64);
+        skip -= skipped;
+        // `skipped` is at most the buffer's length.
+        buf.drain(..skipped as usize);
+        if !buf.is_empty() {
+            buf = fill.append(buf).await.map_err(Broken::Sink)?;
+        }
+    }
+    Ok(())
+}
+
+enum Resume {
+    /// It may work another time.
+    Again(String),
+    /// It is another body by now.
+    Never(String),
+}
+
+/// Asks for the rest of a body: the answer, and how many of its first bytes are there already.
+async fn resume(
+    worker: &Worker,
+    recipe: &Recipe,
+    fill: &Fill,
+    validator: Option<&str>,
+) -> Result<(Fetched, u64), Resume> {
+    let from = fill.written();
+    let fetched = recipe.fetch(worker, (from > 0).then_some(from)).await;
+    let fetched = fetched.map_err(|error: FetchError| Resume::Again(error.to_string()))?;
+    let fields = &fetched.head.fields;
+    if let (Some(old), Some(new)) = (validator, strong_etag(fields))
+        && old != &*new
+        && !fill.is_proven()
+    {
+        return Err(Resume::Never(format!("{} has another ETag than before", fetched.url)));
+    }
+    if !fill.is_proven() && validator.is_none() {
+        return Err(Resume::Never("broke off, and nothing says the rest would fit".to_owned()));
+    }
+    match fetched.head.status {
+        200 => Ok((fetched, from)),
+        206 => {
+            let part = fields.get("content-range").and_then(range::parse_content_range);
+            match part {
+                Some(part) if part.start <= from => {
+                    let skip = from - part.start;
+                    Ok((fetched, skip))
+                }
+                _ => Err(Resume::Again(format!("{} sent another range", fetched.url))),
+            }
+        }
+        status => Err(Resume::Again(format!("{} answered {status}", fetched.url))),
+    }
+}
+
+fn strong_etag(fields: &Fields) -> Option<Arc<str>> {
+    fields.get_str("etag").filter(|etag| !etag.starts_with("W/")).map(Arc::from)
+}

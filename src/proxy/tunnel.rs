@@ -1,0 +1,108 @@
+//! CONNECT: relayed as bytes, or opened with a certificate of ours and a session inside.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+
+use super::Worker;
+use super::answer::Answer;
+use super::session::{Client, End, run};
+use super::url::Url;
+use crate::http::{Authority, Host, RequestHead, Scheme, Target};
+use crate::net::{NetError, relay};
+use crate::policy::{HostVerdict, Refusal};
+use crate::stats::Stats;
+
+const ESTABLISHED: &[u8] = b"HTTP/1.1 200 Connection established\r\n\r\n";
+
+/// Answers a CONNECT. Always an end: the connection belongs to the tunnel from here on.
+pub async fn connect(worker: &Rc<Worker>, client: &Client, head: RequestHead) -> Result<(), End> {
+    if client.fixed.is_some() {
+        let answer = Answer::new(400, "MALFORMED", "no CONNECT inside a tunnel");
+        return refuse(worker, client, &answer).await;
+    }
+    let Target::Authority(Authority { host, port: Some(port) }) = head.target else {
+        let answer = Answer::new(400, "MALFORMED", "CONNECT wants host:port");
+        return refuse(worker, client, &answer).await;
+    };
+    let listed = match worker.policy.host_allowed(&host) {
+        HostVerdict::Allowed => true,
+        HostVerdict::ByAddress => false,
+        HostVerdict::Refused(Refusal { code, message }) => {
+            tracing::info!(client = %client.ip(), %host, message, "refused");
+            return refuse(worker, client, &Answer::new(403, code, message)).await;
+        }
+    };
+    if worker.policy.intercepts(&host) {
+        Stats::add(&worker.stats.intercepted, 1);
+        return Err(End::Opened(Url { scheme: Scheme::Https, host, port, target: "/".into() }));
+    }
+    relay_bytes(worker, client, &host, port, listed).await
+}
+
+async fn refuse(worker: &Worker, client: &Client, answer: &Answer) -> Result<(), End> {
+    Stats::add(&worker.stats.refused, 1);
+    match answer.send_to_connect(&client.conn).await {
+        Ok(()) => Err(End::Unread),
+        Err(_) => Err(End::Broken),
+    }
+}
+
+async fn relay_bytes(
+    worker: &Worker,
+    client: &Client,
+    host: &Host,
+    port: u16,
+    listed: bool,
+) -> Result<(), End> {
+    let permit = |address: SocketAddr| worker.permit(host, address, listed);
+    let upstream = match worker.dialer.dial_tcp(host, port, &permit).await {
+        Ok(upstream) => upstream,
+        Err(error) => {
+            tracing::info!(client = %client.ip(), %host, port, %error, "tunnel failed");
+            if !matches!(error, NetError::Denied(_)) {
+                Stats::add(&worker.stats.errors, 1);
+            }
+            return refuse(worker, client, &Answer::upstream(&host.to_string(), &error)).await;
+        }
+    };
+    Stats::add(&worker.stats.tunnelled, 1);
+    client.conn.write(ESTABLISHED).await.map_err(|_| End::Broken)?;
+    upstream.set_patience(worker.limits.idle_timeout);
+    let relayed = relay(&client.conn, &upstream).await;
+    match relayed {
+        Ok(relayed) => {
+            tracing::debug!(%host, port, up = relayed.up, down = relayed.down, "tunnel closed");
+            Err(End::Tunnel)
+        }
+        Err(error) => {
+            tracing::debug!(%host, port, %error, "tunnel broke");
+            upstream.abort();
+            Err(End::Broken)
+        }
+    }
+}
+
+/// Opens the tunnel's TLS with a certificate for the host of the CONNECT, and serves what is inside.
+pub async fn open(worker: &Rc<Worker>, client: Client, fixed: Url) {
+    let (ip, host) = (client.ip(), fixed.host.clone());
+    if client.conn.write(ESTABLISHED).await.is_err() {
+        return;
+    }
+    let config = match worker.ca.server_config(&host) {
+        Ok(config) => config,
+        Err(error) => {
+            Stats::add(&worker.stats.errors, 1);
+            tracing::error!(%host, error, "no certificate");
+            return;
+        }
+    };
+    client.conn.set_patience(worker.limits.header_timeout);
+    match client.conn.accept_tls(config).await {
+        Ok(conn) => Box::pin(run(worker, Client { conn, fixed: Some(fixed) })).await,
+        Err(error) if error.is_alert() => {
+            tracing::warn!(client = %ip, %host, %error,
+                "the client refused our certificate: does it trust ca.crt?");
+        }
+        Err(error) => tracing::info!(client = %ip, %host, %error, "TLS with the client failed"),
+    }
+}

@@ -1,0 +1,485 @@
+//! The process: listeners, one runtime thread per core, signals, the end.
+//!
+//! What can fail at the start fails before anything listens: sockets are bound first and listen last.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Poll, Waker};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use monoio::blocking::{BlockingTask, ThreadPool};
+use monoio::{IoUringDriver, LegacyDriver, RuntimeBuilder};
+use socket2::{Domain, Protocol, Socket, Type};
+use thiserror::Error;
+
+use crate::admin::Admin;
+use crate::cache::{self, Cache};
+use crate::config::{Config, ConfigError};
+use crate::http::HeadLimits;
+use crate::net::{
+    Ca, CaError, Conn, DialOptions, Dialer, Either, UpstreamTls, client_config, race,
+};
+use crate::policy::Policy;
+use crate::proxy::{self, Drain, Limits, Worker};
+use crate::stats::Stats;
+
+/// Connections the kernel holds for us until they are accepted.
+const BACKLOG: i32 = 4096;
+
+/// Threads for what blocks: names, files being opened and named.
+const HELPERS: usize = 8;
+
+/// Blocking work that may wait for a helper.
+const HELP_QUEUE: usize = 1024;
+
+/// Pause after an accept that failed, for want of descriptors as a rule.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// How often idle upstream connections are looked through.
+const SWEEP: Duration = Duration::from_secs(10);
+
+/// Why the proxy does not start.
+#[derive(Debug, Error)]
+pub enum StartError {
+    /// The configuration is wrong.
+    #[error("{0}")]
+    Config(#[from] ConfigError),
+    /// There is no usable CA.
+    #[error("the CA can't be used: {0}")]
+    Ca(#[from] CaError),
+    /// The cache directory is not usable.
+    #[error("cache.dir can't be used: {0}")]
+    Cache(io::Error),
+    /// A port can't be listened on.
+    #[error("can't listen on {address}: {why}")]
+    Listen {
+        /// Where.
+        address: SocketAddr,
+        /// The system's words.
+        why: io::Error,
+    },
+    /// A thread or its runtime could not be started.
+    #[error("can't start a worker: {0}")]
+    Worker(io::Error),
+}
+
+/// A proxy that runs.
+pub struct Server {
+    /// Where the proxy listens.
+    pub proxy: Vec<SocketAddr>,
+    /// Where the admin listener is.
+    pub admin: SocketAddr,
+    /// The runtime's driver: `io_uring` or `epoll`.
+    pub driver: &'static str,
+    /// Worker threads.
+    pub workers: usize,
+    /// The CA.
+    pub ca: Arc<Ca>,
+    stop: Arc<Stop>,
+    threads: Vec<JoinHandle<()>>,
+    cache: Cache,
+}
+
+/// What every worker thread is given.
+#[derive(Clone)]
+struct Shared {
+    config: Arc<Config>,
+    policy: Policy,
+    cache: Cache,
+    stats: Arc<Stats>,
+    ca: Arc<Ca>,
+    tls: Arc<UpstreamTls>,
+    listeners: Vec<SocketAddr>,
+    pseudonym: Arc<str>,
+    workers: usize,
+    stop: Arc<Stop>,
+    helpers: Helpers,
+}
+
+impl Server {
+    /// Starts everything, or nothing.
+    pub fn start(config: Config) -> Result<Server, StartError> {
+        let policy = Policy::compile(&config)?;
+        let tls = client_config(&config.tls.upstream_ca).map_err(|(n, why)| {
+            config.error(&format!("tls.upstream_ca[{n}]"), &why, "a file of PEM certificates")
+        })?;
+        let workers = match config.proxy.workers {
+            0 => std::thread::available_parallelism().map_or(1, usize::from),
+            workers => workers,
+        };
+        let bound = Bound::bind(&config, workers)?;
+        let ca = Arc::new(Ca::open(&config.tls.cert_dir)?);
+        let stats = Arc::new(Stats::default());
+        let options = cache::Options {
+            dir: config.cache.dir.clone(),
+            max_size: config.cache.max_size,
+            min_free: config.cache.min_free,
+        };
+        let cache = Cache::open(options, Arc::clone(&stats)).map_err(StartError::Cache)?;
+        let stop = Arc::new(Stop::default());
+        let (proxy, admin) = (bound.proxy.clone(), bound.admin);
+        let shared = Shared {
+            config: Arc::new(config),
+            policy,
+            cache: cache.clone(),
+            stats,
+            ca: Arc::clone(&ca),
+            tls: tls.client,
+            listeners: proxy.iter().copied().chain([admin]).collect(),
+            pseudonym: pseudonym().into(),
+            workers,
+            stop: Arc::clone(&stop),
+            helpers: Helpers::start().map_err(StartError::Worker)?,
+        };
+        for warning in tls.warnings {
+            tracing::warn!(warning, "a system certificate can't be used");
+        }
+        let (driver, threads) = start_workers(&shared, bound)?;
+        scan(cache.clone()).map_err(StartError::Worker)?;
+        Ok(Server { proxy, admin, driver, workers, ca, stop, threads, cache })
+    }
+
+    /// Asks every worker to stop: no new connections, running transfers within the grace.
+    pub fn stop(&self) {
+        self.stop.begin();
+    }
+
+    /// Waits for the workers to end, and writes down what is to be remembered.
+    pub fn join(self) {
+        for thread in self.threads {
+            // A worker that panicked has said so in the log.
+            let _ = thread.join();
+        }
+        self.cache.close();
+    }
+}
+
+fn start_workers(
+    shared: &Shared,
+    bound: Bound,
+) -> Result<(&'static str, Vec<JoinHandle<()>>), StartError> {
+    let (ready, started) = channel();
+    let mut threads = Vec::new();
+    let mut admin = Some(bound.admin_socket);
+    for (n, sockets) in bound.sockets.into_iter().enumerate() {
+        let (shared, ready, admin) = (shared.clone(), ready.clone(), admin.take());
+        let thread = std::thread::Builder::new()
+            .name(format!("worker-{n}"))
+            .spawn(move || work(&shared, sockets, admin, &ready));
+        threads.push(thread.map_err(StartError::Worker)?);
+    }
+    drop(ready);
+    let mut driver = "epoll";
+    for _ in 0..threads.len() {
+        let started = started.recv().map_err(io::Error::other);
+        driver = started.and_then(|started| started).map_err(StartError::Worker)?;
+    }
+    Ok((driver, threads))
+}
+
+fn scan(cache: Cache) -> io::Result<()> {
+    let scan = move || match cache.scan() {
+        Ok(entries) => tracing::debug!(entries, "cache scanned"),
+        Err(error) => tracing::error!(%error, "the cache directory can't be scanned"),
+    };
+    std::thread::Builder::new().name("scan".to_owned()).spawn(scan).map(drop)
+}
+
+/// Eight hexadecimal digits no other process is likely to have.
+fn pseudonym() -> String {
+    use std::hash::{BuildHasher, RandomState};
+    format!("discobot-{:08x}", RandomState::new().hash_one(std::process::id()) as u32)
+}
+
+/// Sockets that are bound and do not listen yet.
+struct Bound {
+    proxy: Vec<SocketAddr>,
+    admin: SocketAddr,
+    /// For each worker, one per address.
+    sockets: Vec<Vec<Socket>>,
+    admin_socket: Socket,
+}
+
+impl Bound {
+    fn bind(config: &Config, workers: usize) -> Result<Bound, StartError> {
+        let mut proxy = Vec::new();
+        let mut sockets: Vec<Vec<Socket>> = (0..workers).map(|_| Vec::new()).collect();
+        let mut port = config.proxy.port;
+        for ip in &config.proxy.bind {
+            let mut address = SocketAddr::new(*ip, port);
+            if port != 0 {
+                // Another proxy of the same user would share the port with us, unnoticed.
+                bind(address, false, config)?;
+            }
+            for sockets in &mut sockets {
+                let socket = bind(address, true, config)?;
+                address.set_port(port_of(&socket, address)?);
+                sockets.push(socket);
+            }
+            port = address.port();
+            proxy.push(address);
+        }
+        let address = SocketAddr::new(config.proxy.api_bind, config.proxy.api_port);
+        let admin_socket = bind(address, false, config)?;
+        let port = port_of(&admin_socket, address)?;
+        let admin = SocketAddr::new(address.ip(), port);
+        Ok(Bound { proxy, admin, sockets, admin_socket })
+    }
+}
+
+fn bind(address: SocketAddr, share: bool, config: &Config) -> Result<Socket, StartError> {
+    let bind = || {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+        socket.set_reuse_address(true)?;
+        socket.set_reuse_port(share)?;
+        if address.is_ipv6() {
+            // "::" alone takes IPv4 clients too, as nginx and Docker do; beside "0.0.0.0" it can't.
+            let beside = config.proxy.bind.iter().any(IpAddr::is_ipv4);
+            socket.set_only_v6(beside)?;
+        }
+        socket.bind(&address.into())?;
+        Ok(socket)
+    };
+    bind().map_err(|why| StartError::Listen { address, why })
+}
+
+fn port_of(socket: &Socket, address: SocketAddr) -> Result<u16, StartError> {
+    let local = socket.local_addr().map_err(|why| StartError::Listen { address, why })?;
+    Ok(local.as_socket().map_or(address.port(), |local| local.port()))
+}
+
+/// One worker thread, from its runtime's start to its end.
+fn work(
+    shared: &Shared,
+    sockets: Vec<Socket>,
+    admin: Option<Socket>,
+    ready: &Sender<io::Result<&'static str>>,
+) {
+    let helpers = || Box::new(shared.helpers.clone());
+    let uring = if monoio::utils::detect_uring() {
+        let builder = RuntimeBuilder::<IoUringDriver>::new();
+        builder.enable_timer().attach_thread_pool(helpers()).build().ok()
+    } else {
+        None
+    };
+    // Whoever started us has given up where nobody listens for this.
+    let say = |started| drop(ready.send(started));
+    match uring {
+        Some(mut runtime) => {
+            say(Ok("io_uring"));
+            runtime.block_on(run(shared, sockets, admin, "io_uring"));
+        }
+        None => {
+            let builder = RuntimeBuilder::<LegacyDriver>::new();
+            match builder.enable_timer().attach_thread_pool(helpers()).build() {
+                Ok(mut runtime) => {
+                    say(Ok("epoll"));
+                    runtime.block_on(run(shared, sockets, admin, "epoll"));
+                }
+                Err(error) => say(Err(error)),
+            }
+        }
+    }
+}
+
+async fn run(shared: &Shared, sockets: Vec<Socket>, admin: Option<Socket>, driver: &'static str) {
+    let drain = Rc::new(Drain::default());
+    let worker = Rc::new(worker(shared, &drain));
+    for socket in sockets {
+        let (worker, limit) = (Rc::clone(&worker), shared.config.limits.max_connections);
+        monoio::spawn(accept_clients(worker, socket, limit));
+    }
+    if let Some(socket) = admin {
+        monoio::spawn(accept_admin(Rc::new(admin_of(shared, &drain, driver)), socket));
+    }
+    let sweeping = Rc::clone(&worker);
+    monoio::spawn(async move {
+        loop {
+            monoio::time::sleep(SWEEP).await;
+            sweeping.dialer.sweep();
+        }
+    });
+    shared.stop.begun().await;
+    drain.begin();
+    let all_gone = async {
+        while drain.open() > 0 {
+            monoio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let grace = shared.config.limits.shutdown_grace;
+    if monoio::time::timeout(grace, all_gone).await.is_err() {
+        tracing::warn!(connections = drain.open(), "limits.shutdown_grace is over");
+    }
+}
+
+fn worker(shared: &Shared, drain: &Rc<Drain>) -> Worker {
+    let config = &shared.config;
+    let options = DialOptions {
+        connect_timeout: config.upstream.connect_timeout,
+        read_timeout: config.upstream.read_timeout,
+    };
+    Worker {
+        policy: shared.policy.clone(),
+        cache: shared.cache.clone(),
+        stats: Arc::clone(&shared.stats),
+        dialer: Dialer::new(options, Arc::clone(&shared.tls)),
+        ca: Arc::clone(&shared.ca),
+        limits: Limits {
+            heads: HeadLimits::with_size(config.limits.header_size),
+            header_timeout: config.limits.header_timeout,
+            idle_timeout: config.limits.idle_timeout,
+            read_timeout: config.upstream.read_timeout,
+            max_redirects: config.limits.max_redirects,
+            retries: config.upstream.retries,
+        },
+        listeners: shared.listeners.clone(),
+        pseudonym: Arc::clone(&shared.pseudonym),
+        drain: Rc::clone(drain),
+    }
+}
+
+fn admin_of(shared: &Shared, drain: &Rc<Drain>, driver: &'static str) -> Admin {
+    let config = &shared.config;
+    Admin {
+        cache: shared.cache.clone(),
+        stats: Arc::clone(&shared.stats),
+        hosts: config.proxy.api_hosts.clone(),
+        token: config.proxy.api_token.as_ref().map(|token| token.expose().to_owned()),
+        driver,
+        workers: shared.workers,
+        heads: HeadLimits::with_size(config.limits.header_size),
+        patience: config.limits.header_timeout,
+        drain: Rc::clone(drain),
+    }
+}
+
+async fn accept_clients(worker: Rc<Worker>, socket: Socket, limit: usize) {
+    let drain = Rc::clone(&worker.drain);
+    accept(&drain, socket, async |conn: Conn| {
+        let stats = &worker.stats;
+        if stats.connections.load(Ordering::Relaxed) >= limit as u64 {
+            Stats::add(&stats.overflowed, 1);
+            return;
+        }
+        Stats::add(&stats.connections, 1);
+        worker.drain.count(true);
+        let worker = Rc::clone(&worker);
+        monoio::spawn(async move {
+            guarded(proxy::serve(Rc::clone(&worker), conn)).await;
+            worker.drain.count(false);
+            Stats::sub(&worker.stats.connections, 1);
+        });
+    })
+    .await;
+}
+
+async fn accept_admin(admin: Rc<Admin>, socket: Socket) {
+    let drain = Rc::clone(&admin.drain);
+    accept(&drain, socket, async |conn: Conn| {
+        monoio::spawn(guarded(Rc::clone(&admin).serve(conn)));
+    })
+    .await;
+}
+
+async fn accept(drain: &Drain, socket: Socket, each: impl AsyncFn(Conn)) {
+    let listener = socket
+        .listen(BACKLOG)
+        .and_then(|()| monoio::net::TcpListener::from_std(TcpListener::from(socket)));
+    let listener = match listener {
+        Ok(listener) => listener,
+        Err(error) => {
+            tracing::error!(%error, "a bound socket can't listen");
+            std::process::exit(1);
+        }
+    };
+    let mut complained = false;
+    loop {
+        match race(listener.accept(), drain.begun()).await {
+            Either::Left(Ok((io, peer))) => {
+                complained = false;
+                each(Conn::plain(io, peer, Duration::from_secs(1))).await;
+            }
+            Either::Left(Err(error)) => {
+                if !std::mem::replace(&mut complained, true) {
+                    tracing::error!(%error, "connections can't be accepted");
+                }
+                monoio::time::sleep(ACCEPT_PAUSE).await;
+            }
+            Either::Right(()) => return,
+        }
+    }
+}
+
+/// Runs a session so that a panic in it ends it alone.
+async fn guarded(session: impl Future<Output = ()>) {
+    let mut session = Box::pin(session);
+    std::future::poll_fn(|cx| {
+        let poll = std::panic::AssertUnwindSafe(|| session.as_mut().poll(cx));
+        // The panic hook has written what happened.
+        std::panic::catch_unwind(poll).unwrap_or(Poll::Ready(()))
+    })
+    .await;
+}
+
+/// Says to all workers that it is time to stop.
+#[derive(Default)]
+struct Stop {
+    begun: AtomicBool,
+    wakers: Mutex<Vec<Waker>>,
+}
+
+impl Stop {
+    fn begin(&self) {
+        self.begun.store(true, Ordering::Release);
+        let wakers =
+            std::mem::take(&mut *self.wakers.lock().unwrap_or_else(PoisonError::into_inner));
+        wakers.into_iter().for_each(Waker::wake);
+    }
+
+    async fn begun(&self) {
+        std::future::poll_fn(|cx| {
+            let mut wakers = self.wakers.lock().unwrap_or_else(PoisonError::into_inner);
+            if self.begun.load(Ordering::Acquire) {
+                return Poll::Ready(());
+            }
+            wakers.push(cx.waker().clone());
+            Poll::Pending
+        })
+        .await;
+    }
+}
+
+/// The helper threads, with a queue that refuses when it is full.
+#[derive(Clone)]
+struct Helpers(std::sync::mpsc::SyncSender<BlockingTask>);
+
+impl Helpers {
+    fn start() -> io::Result<Helpers> {
+        let (queue, tasks) = std::sync::mpsc::sync_channel::<BlockingTask>(HELP_QUEUE);
+        let tasks = Arc::new(Mutex::new(tasks));
+        for n in 0..HELPERS {
+            let tasks = Arc::clone(&tasks);
+            let help = move || {
+                loop {
+                    let task = tasks.lock().unwrap_or_else(PoisonError::into_inner).recv();
+                    let Ok(task) = task else { return };
+                    task.run();
+                }
+            };
+            std::thread::Builder::new().name(format!("helper-{n}")).spawn(help)?;
+        }
+        Ok(Helpers(queue))
+    }
+}
+
+impl ThreadPool for Helpers {
+    fn schedule_task(&self, task: BlockingTask) {
+        // A task that is dropped tells whoever waits for it that it was cancelled.
+        let _ = self.0.try_send(task);
+    }
+}
