@@ -1,0 +1,34 @@
+//! What every integration test is made of: an origin, the real binary in a directory of its own,
+//! and clients. Nothing here uses the crate under test: a bug in its parser must not hide in ours.
+//!
+//! Words: an *origin* is a stand-in upstream; a *route* is one of its paths; an *answer* is how a
+//! route behaves once; a *gate* is where an origin stops until the test lets it go on. No test
+//! sleeps to order events: it waits at gates and polls counters with a deadline.
+#![allow(dead_code)] // each test binary uses a part of it
+
+pub mod answer;
+pub mod body;
+pub mod certs;
+pub mod client;
+pub mod names;
+pub mod origin;
+pub mod proxy;
+pub mod registry;
+pub mod wire;
+
+use std::time::{Duration, Instant};
+
+/// How long a test waits for what must happen. Generous: it only costs time when a test fails.
+pub const DEADLINE: Duration = Duration::from_secs(60);
+
+/// Polls `probe` until it gives a value; fails the test, naming `what`, when it never does.
+pub fn wait_until<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
+    let end = Instant::now() + DEADLINE;
+    loop {
+        if let Some(value) = probe() {
+            return value;
+        }
+        assert!(Instant::now() < end, "waited {DEADLINE:?} in vain for: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
