@@ -333,6 +333,7 @@ fn worker(shared: &Shared, drain: &Rc<Drain>) -> Worker {
             heads: HeadLimits::with_size(config.limits.header_size),
             header_timeout: config.limits.header_timeout,
             idle_timeout: config.limits.idle_timeout,
+            connect_timeout: config.upstream.connect_timeout,
             read_timeout: config.upstream.read_timeout,
             max_redirects: config.limits.max_redirects,
             retries: config.upstream.retries,

@@ -24,12 +24,12 @@ mod tests {
     #[test]
     fn as_many_as_needed_go_and_no_more() {
         let entries = || [(7, 10), (3, 10), (5, 10)].into_iter();
-        assert_eq!(choose(entries(), 0), []);
+        assert!(choose(entries(), 0).is_empty());
         assert_eq!(choose(entries(), 1), [7]);
         assert_eq!(choose(entries(), 10), [7]);
         assert_eq!(choose(entries(), 11), [7, 3]);
         assert_eq!(choose(entries(), 1000), [7, 3, 5]);
-        assert_eq!(choose([].into_iter(), 5), []);
+        assert!(choose([].into_iter(), 5).is_empty());
     }
 
     #[test]

@@ -15,7 +15,7 @@ use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 
 use super::{Conn, NetError, resolve};
-use crate::http::Host;
+use crate::http::{HeadLimits, Host};
 
 /// How long an address may be silent before the next one is tried beside it (RFC 8305, section 5).
 const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
@@ -44,6 +44,17 @@ impl std::fmt::Display for Origin {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}:{}", self.host, self.port)
     }
+}
+
+/// An HTTP proxy on the way to the origin.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Parent {
+    /// Its host.
+    pub host: Host,
+    /// Its port.
+    pub port: u16,
+    /// What `Proxy-Authorization` is to say, if anything.
+    pub authorization: Option<Box<str>>,
 }
 
 /// How connections are made.
@@ -122,20 +133,50 @@ impl Dialer {
     }
 
     /// A new connection to `origin`. Every address is judged by `permit` right before it is used.
-    pub async fn dial(&self, origin: &Origin, permit: Permit<'_>) -> Result<Conn, NetError> {
-        let conn = self.dial_tcp(&origin.host, origin.port, permit).await?;
+    ///
+    /// Through a parent, a connection for TLS is a tunnel, any other one is to the parent itself and
+    /// wants requests in absolute form.
+    pub async fn dial(
+        &self,
+        origin: &Origin,
+        parent: Option<&Parent>,
+        permit: Permit<'_>,
+    ) -> Result<Conn, NetError> {
+        let conn = match parent {
+            Some(parent) if !origin.tls => self.dial_tcp(&parent.host, parent.port, permit).await?,
+            parent => self.tunnel(&origin.host, origin.port, parent, permit).await?,
+        };
         let conn = if origin.tls { self.shake_hands(conn, &origin.host).await? } else { conn };
         conn.set_patience(self.options.read_timeout);
         Ok(conn)
     }
 
-    /// A new connection without TLS.
-    pub async fn dial_tcp(
+    /// A new connection that carries bytes to `host` and `port`, through the parent if there is one.
+    pub async fn tunnel(
         &self,
         host: &Host,
         port: u16,
+        parent: Option<&Parent>,
         permit: Permit<'_>,
     ) -> Result<Conn, NetError> {
+        let Some(parent) = parent else { return self.dial_tcp(host, port, permit).await };
+        let conn = self.dial_tcp(&parent.host, parent.port, permit).await?;
+        let authorization = match &parent.authorization {
+            Some(value) => format!("Proxy-Authorization: {value}\r\n"),
+            None => String::new(),
+        };
+        let head =
+            format!("CONNECT {host}:{port} HTTP/1.1\r\nHost: {host}:{port}\r\n{authorization}\r\n");
+        conn.write(head.as_bytes()).await?;
+        let answer = conn.response_head(&HeadLimits::default()).await?;
+        if answer.status / 100 != 2 {
+            let parent = format!("{}:{}", parent.host, parent.port).into();
+            return Err(NetError::Parent { parent, status: answer.status });
+        }
+        Ok(conn)
+    }
+
+    async fn dial_tcp(&self, host: &Host, port: u16, permit: Permit<'_>) -> Result<Conn, NetError> {
         let limit = self.options.connect_timeout;
         let addresses = resolve(host, limit).await?;
         let mut denied = None;

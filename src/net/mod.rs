@@ -25,7 +25,7 @@ use thiserror::Error;
 pub use self::body::BodyReader;
 pub use self::ca::{Ca, CaError};
 pub use self::conn::Conn;
-pub use self::dial::{DialOptions, Dialer, Origin};
+pub use self::dial::{DialOptions, Dialer, Origin, Parent};
 pub use self::race::{Either, both, race};
 pub use self::relay::{Relayed, relay};
 pub use self::resolve::resolve;
@@ -54,6 +54,14 @@ pub enum NetError {
         target: Box<str>,
         /// The last address's error.
         why: Arc<io::Error>,
+    },
+    /// The parent proxy does not let us through.
+    #[error("the parent proxy {parent} answered {status} to CONNECT")]
+    Parent {
+        /// The parent's host and port.
+        parent: Box<str>,
+        /// Its answer.
+        status: u16,
     },
     /// No progress for too long.
     #[error("{what} took longer than {}", humantime::format_duration(*limit))]

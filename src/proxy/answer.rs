@@ -42,6 +42,7 @@ impl Answer {
             NetError::TimedOut { .. } => (504, "UPSTREAM_TIMEOUT"),
             NetError::Tls(_) => (502, "UPSTREAM_TLS"),
             NetError::Malformed(_) => (502, "UPSTREAM_MALFORMED"),
+            NetError::Parent { .. } => (502, "UPSTREAM_PARENT"),
             NetError::Resolve { .. }
             | NetError::Connect { .. }
             | NetError::Closed

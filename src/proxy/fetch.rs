@@ -9,8 +9,8 @@ use super::Worker;
 use super::answer::Answer;
 use super::url::Url;
 use crate::http::{
-    Fields, Framing, Malformed, Method, RequestHead, ResponseHead, Target, Version, keeps_alive,
-    response_framing,
+    Authority, Fields, Framing, Malformed, Method, RequestHead, ResponseHead, Scheme, Target,
+    Version, keeps_alive, response_framing,
 };
 use crate::net::{BodyReader, Conn, NetError, Origin};
 use crate::policy;
@@ -162,15 +162,20 @@ pub fn outgoing(
     client.push("Via", format!("1.1 {}", worker.pseudonym))?;
     let mut fields = Fields::new();
     fields.push("Host", url.authority())?;
+    let mut target = Target::Origin(url.target.clone());
+    if url.scheme == Scheme::Http
+        && let Some(parent) = worker.parent(&url.host)
+    {
+        let authority = Authority { host: url.host.clone(), port: Some(url.port) };
+        target = Target::Absolute { scheme: url.scheme, authority, path: url.target.clone() };
+        if let Some(authorization) = parent.authorization {
+            fields.push("Proxy-Authorization", authorization.as_bytes())?;
+        }
+    }
     for (name, value) in client.iter() {
         fields.push(name, value)?;
     }
-    Ok(RequestHead {
-        method,
-        target: Target::Origin(url.target.clone()),
-        version: Version::Http11,
-        fields,
-    })
+    Ok(RequestHead { method, target, version: Version::Http11, fields })
 }
 
 /// Sends a request without a body and reads the head of its answer.
@@ -188,7 +193,7 @@ async fn send(
         // The server closed the idle connection as the request was on its way: nobody has seen it.
         Err(Attempt { error, silent: true }) if reused && request.method.is_idempotent() => {
             tracing::debug!(host = %url.host, %error, "idle connection was stale");
-            dial(worker, url, listed).await?
+            worker.dial(url, listed).await?
         }
         Err(Attempt { error, .. }) => return Err(error),
     };
@@ -204,18 +209,15 @@ pub async fn connect(
     method: &Method,
 ) -> Result<(Conn, bool), NetError> {
     let age = if method.is_idempotent() { ANY_AGE } else { FRESH };
-    let permit = |address: SocketAddr| worker.permit(&url.host, address, listed);
+    let behind_parent = worker.policy.parent(&url.host).is_some();
+    let permit = |address: SocketAddr| {
+        // The peer of a connection through a parent is the parent.
+        if behind_parent { Ok(()) } else { worker.permit(&url.host, address, listed) }
+    };
     if let Some(conn) = worker.dialer.reuse(&url.origin(), age, &permit) {
         return Ok((conn, true));
     }
-    Ok((dial(worker, url, listed).await?, false))
-}
-
-/// A new connection to the URL's host.
-pub async fn dial(worker: &Worker, url: &Url, listed: bool) -> Result<Conn, NetError> {
-    let permit = |address: SocketAddr| worker.permit(&url.host, address, listed);
-    crate::stats::Stats::add(&worker.stats.dialled, 1);
-    worker.dialer.dial(&url.origin(), &permit).await
+    Ok((worker.dial(url, listed).await?, false))
 }
 
 struct Attempt {

@@ -23,9 +23,10 @@ use std::time::Duration;
 pub use self::answer::Reply;
 pub use self::drain::Drain;
 pub use self::session::serve;
+use self::url::Url;
 use crate::cache::Cache;
 use crate::http::{HeadLimits, Host};
-use crate::net::{Ca, Dialer};
+use crate::net::{Ca, Conn, Dialer, NetError, Parent, resolve};
 use crate::policy::{Listeners, Policy};
 use crate::stats::Stats;
 
@@ -38,6 +39,8 @@ pub struct Limits {
     pub header_timeout: Duration,
     /// A client's silence, between requests and within one.
     pub idle_timeout: Duration,
+    /// Of an upstream: for its name, its connection and its TLS handshake, each.
+    pub connect_timeout: Duration,
     /// An upstream's silence.
     pub read_timeout: Duration,
     /// Redirects followed for one request.
@@ -77,6 +80,57 @@ impl Worker {
             .map_err(|refusal| Box::from(refusal.message))?;
         if self.is_own_listener(address) {
             return Err(format!("{address} is this proxy itself").into());
+        }
+        Ok(())
+    }
+
+    /// The parent proxy on the way to `host`, if there is one.
+    fn parent(&self, host: &Host) -> Option<Parent> {
+        let parent = self.policy.parent(host)?;
+        let host = match parent.host.parse() {
+            Ok(IpAddr::V4(address)) => Host::V4(address),
+            Ok(IpAddr::V6(address)) => Host::V6(address),
+            Err(_) => Host::parse(&parent.host).ok()?,
+        };
+        let authorization =
+            parent.credentials.as_ref().map(|known| Box::from(known.basic().expose()));
+        Some(Parent { host, port: parent.port, authorization })
+    }
+
+    /// A new connection that carries bytes to `host` and `port`.
+    ///
+    /// With a parent the destination's addresses are judged as far as they are known here: the parent
+    /// resolves the name itself. Its own address is the operator's choice and not judged.
+    async fn tunnel(&self, host: &Host, port: u16, listed: bool) -> Result<Conn, NetError> {
+        let permit = |address: SocketAddr| self.permit(host, address, listed);
+        let Some(parent) = self.parent(host) else {
+            return self.dialer.tunnel(host, port, None, &permit).await;
+        };
+        self.judge_behind_parent(host, port, &permit).await?;
+        self.dialer.tunnel(host, port, Some(&parent), &|_| Ok(())).await
+    }
+
+    /// A new connection for requests to `url`'s host. See [`Worker::tunnel`] for parents.
+    async fn dial(&self, url: &Url, listed: bool) -> Result<Conn, NetError> {
+        Stats::add(&self.stats.dialled, 1);
+        let permit = |address: SocketAddr| self.permit(&url.host, address, listed);
+        let Some(parent) = self.parent(&url.host) else {
+            return self.dialer.dial(&url.origin(), None, &permit).await;
+        };
+        self.judge_behind_parent(&url.host, url.port, &permit).await?;
+        self.dialer.dial(&url.origin(), Some(&parent), &|_| Ok(())).await
+    }
+
+    async fn judge_behind_parent(
+        &self,
+        host: &Host,
+        port: u16,
+        permit: &dyn Fn(SocketAddr) -> Result<(), Box<str>>,
+    ) -> Result<(), NetError> {
+        // A name that only the parent can resolve is the parent's to judge.
+        let addresses = resolve(host, self.limits.connect_timeout).await.unwrap_or_default();
+        for address in addresses {
+            permit(SocketAddr::new(address, port)).map_err(NetError::Denied)?;
         }
         Ok(())
     }

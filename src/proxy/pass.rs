@@ -7,7 +7,7 @@ use std::rc::Rc;
 use super::Worker;
 use super::answer::{Answer, connection};
 use super::exchange::Request;
-use super::fetch::{Fetched, connect, dial, outgoing};
+use super::fetch::{Fetched, connect, outgoing};
 use super::session::{Client, End};
 use crate::http::{
     Framing, RequestHead, ResponseHead, Version, chunk_head, last_chunk, response_framing,
@@ -114,7 +114,7 @@ async fn ask(
             if repeatable && conn.unused() == 0 =>
         {
             // The server closed the idle connection as the request was on its way.
-            let conn = dial(worker, url, listed).await.map_err(Fault::Upstream)?;
+            let conn = worker.dial(url, listed).await.map_err(Fault::Upstream)?;
             let (head, sent_whole) = converse(worker, client, &conn, &bytes, &mut body).await?;
             Ok(Asked { conn, head, sent_whole })
         }

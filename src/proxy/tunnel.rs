@@ -1,6 +1,5 @@
 //! CONNECT: relayed as bytes, or opened with a certificate of ours and a session inside.
 
-use std::net::SocketAddr;
 use std::rc::Rc;
 
 use super::Worker;
@@ -54,8 +53,7 @@ async fn relay_bytes(
     port: u16,
     listed: bool,
 ) -> Result<(), End> {
-    let permit = |address: SocketAddr| worker.permit(host, address, listed);
-    let upstream = match worker.dialer.dial_tcp(host, port, &permit).await {
+    let upstream = match worker.tunnel(host, port, listed).await {
         Ok(upstream) => upstream,
         Err(error) => {
             tracing::info!(client = %client.ip(), %host, port, %error, "tunnel failed");
