@@ -50,7 +50,12 @@ impl Authority {
             .with_no_client_auth()
             .with_single_cert(vec![leaf.der().clone()], secret)
             .expect("a server configuration");
-        Identity { config: Arc::new(config), leaf: leaf.der().to_vec() }
+        Identity {
+            config: Arc::new(config),
+            leaf: leaf.der().to_vec(),
+            leaf_pem: leaf.pem(),
+            key_pem: key.serialize_pem(),
+        }
     }
 }
 
@@ -60,6 +65,8 @@ pub struct Identity {
     pub(super) config: Arc<ServerConfig>,
     /// Its certificate, DER.
     pub leaf: Vec<u8>,
+    pub leaf_pem: String,
+    pub key_pem: String,
 }
 
 /// How a client takes part in TLS.

@@ -10,6 +10,7 @@ pub mod answer;
 pub mod body;
 pub mod certs;
 pub mod client;
+pub mod lab;
 pub mod names;
 pub mod origin;
 pub mod proxy;

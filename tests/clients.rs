@@ -1,0 +1,164 @@
+//! Real clients pull real images from real registries through the proxy, twice: the second time no
+//! registry is asked for a blob, and the pull works with the registry gone once the manifest is there.
+//!
+//! Each test has a network namespace of its own, and root is needed to make it (support/lab.rs).
+
+mod support;
+
+use std::thread;
+use std::time::Duration;
+
+use support::lab::clients::{Client, Containerd, Dockerd, Skopeo};
+use support::lab::image::{Image, digest_of};
+use support::lab::public::{Front, Public};
+use support::lab::registry::Registry;
+use support::lab::{Lab, Proxy, delete};
+
+const REGISTRY: &str = "registry.test";
+
+/// Pulls each image twice from a docker-registry with TLS, counting in the registry's access log.
+fn pulls_twice(lab: &Lab, client: fn(&Lab, &Proxy) -> Box<dyn Client>) {
+    let registry = Registry::start(lab, REGISTRY, true);
+    let proxy = Proxy::start(lab, &[REGISTRY], "info");
+    let mut client = client(lab, &proxy);
+    let images = [
+        ("lab/small", Image::made(lab, "small", &[3000, 0, 70_000])),
+        ("lab/large", Image::made(lab, "large", &[100 << 20])),
+        ("lab/debian", Image::debian()),
+    ];
+    for (repository, image) in &images {
+        registry.fill(lab, image, repository);
+        let reference = format!("{REGISTRY}/{repository}:v1");
+        let before = (registry.blob_gets(), proxy.stats(lab));
+
+        client.pull(lab, &reference).unwrap();
+        client.check(lab, &reference, image);
+        client.forget(lab, &reference);
+        let cold = (registry.blob_gets(), proxy.stats(lab));
+        assert_eq!(cold.0 - before.0, image.blobs().count(), "{}", registry.log());
+        assert!(cold.1.stores >= before.1.stores + image.blobs().count() as u64, "{cold:?}");
+
+        for digest in image.blobs() {
+            assert_eq!(digest_of(&proxy.stored(digest)), digest);
+        }
+
+        client.pull(lab, &reference).unwrap();
+        client.check(lab, &reference, image);
+        client.forget(lab, &reference);
+        let warm = (registry.blob_gets(), proxy.stats(lab));
+        assert_eq!(warm.0, cold.0, "the second pull asked for blobs:\n{}", registry.log());
+        assert!(warm.1.hits >= cold.1.hits + image.blobs().count() as u64, "{cold:?} {warm:?}");
+        assert_eq!(warm.1.stores, cold.1.stores);
+        assert_eq!(warm.1.errors, 0);
+    }
+}
+
+/// Pulls from a registry that ends as soon as it has answered for the manifest.
+fn pulls_with_the_registry_gone(lab: &Lab, client: fn(&Lab, &Proxy) -> Box<dyn Client>) {
+    let image = Image::debian();
+    let registry = Registry::start(lab, "origin.test", false);
+    registry.fill(lab, &image, "lab/debian");
+    let (front, served) = Front::start(lab, REGISTRY, registry);
+    let proxy = Proxy::start(lab, &[REGISTRY], "info");
+    let mut client = client(lab, &proxy);
+    let reference = format!("{REGISTRY}/lab/debian:v1");
+    client.pull(lab, &reference).unwrap();
+    client.check(lab, &reference, &image);
+    client.forget(lab, &reference);
+    let asked = served.count("GET", "/blobs/");
+    assert_eq!(asked, image.blobs().count());
+
+    front.end_after_manifest();
+    client.pull(lab, &reference).unwrap();
+    client.check(lab, &reference, &image);
+    assert!(front.has_ended());
+    assert_eq!(served.count("GET", "/blobs/"), asked);
+}
+
+/// Pulls from a registry with the manners of a large public one.
+fn pulls_from_a_public_registry(lab: &Lab, client: fn(&Lab, &Proxy) -> Box<dyn Client>) {
+    let image = Image::debian();
+    let life = Duration::from_secs(5);
+    let public = Public::start(lab, &image, life);
+    // Neither the token host nor the CDN is intercepted; only the proxy speaks to the CDN.
+    let proxy = Proxy::start(lab, &[Public::NAME], "trace");
+    let mut client = client(lab, &proxy);
+    let reference = format!("{}/lab/app:v1", Public::NAME);
+    let blobs = image.blobs().count();
+    // Cold; from the cache; and again after a clearing, when each URL signed before has expired.
+    for bodies in [blobs, blobs, 2 * blobs] {
+        if bodies > blobs {
+            thread::sleep(life);
+            delete(lab, "/api/cache");
+        }
+        client.pull(lab, &reference).unwrap();
+        client.check(lab, &reference, &image);
+        client.forget(lab, &reference);
+        assert_eq!(public.bodies(), bodies);
+        assert_eq!(public.offences(), Vec::<String>::new());
+    }
+    assert!(public.tokens.count("GET", "/token") >= 3, "each pull fetches its own token");
+    let log = proxy.log();
+    assert!(log.contains("cache hit"));
+    for secret in public.secrets() {
+        let leak = log.lines().find(|line| line.contains(&secret));
+        assert_eq!(leak, None, "a token or a signature was logged");
+    }
+}
+
+fn skopeo(lab: &Lab, proxy: &Proxy) -> Box<dyn Client> {
+    Box::new(Skopeo::new(lab, proxy))
+}
+
+fn containerd(lab: &Lab, proxy: &Proxy) -> Box<dyn Client> {
+    Box::new(Containerd::start(lab, proxy))
+}
+
+fn dockerd(lab: &Lab, proxy: &Proxy) -> Box<dyn Client> {
+    Box::new(Dockerd::start(lab, proxy))
+}
+
+#[test]
+fn skopeo_pulls_twice() {
+    pulls_twice(&Lab::new("skopeo"), skopeo);
+}
+
+#[test]
+fn containerd_pulls_twice() {
+    pulls_twice(&Lab::new("containerd"), containerd);
+}
+
+#[test]
+fn dockerd_pulls_twice() {
+    pulls_twice(&Lab::new("dockerd"), dockerd);
+}
+
+#[test]
+fn skopeo_pulls_with_the_registry_gone() {
+    pulls_with_the_registry_gone(&Lab::new("skopeo-gone"), skopeo);
+}
+
+#[test]
+fn containerd_pulls_with_the_registry_gone() {
+    pulls_with_the_registry_gone(&Lab::new("containerd-gone"), containerd);
+}
+
+#[test]
+fn dockerd_pulls_with_the_registry_gone() {
+    pulls_with_the_registry_gone(&Lab::new("dockerd-gone"), dockerd);
+}
+
+#[test]
+fn skopeo_pulls_from_a_public_registry() {
+    pulls_from_a_public_registry(&Lab::new("skopeo-public"), skopeo);
+}
+
+#[test]
+fn containerd_pulls_from_a_public_registry() {
+    pulls_from_a_public_registry(&Lab::new("containerd-public"), containerd);
+}
+
+#[test]
+fn dockerd_pulls_from_a_public_registry() {
+    pulls_from_a_public_registry(&Lab::new("dockerd-public"), dockerd);
+}

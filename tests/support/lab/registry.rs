@@ -1,0 +1,68 @@
+//! docker-registry, the real one, with its access log counted.
+
+use std::fs;
+use std::net::{IpAddr, SocketAddr};
+
+use super::image::Image;
+use super::{Lab, Program, run};
+
+/// A registry serving `https://<name>` with a certificate of the lab's upstream authority, or plain
+/// HTTP on port 5000.
+pub struct Registry {
+    program: Program,
+    pub address: SocketAddr,
+}
+
+impl Registry {
+    pub fn start(lab: &Lab, name: &str, tls: bool) -> Registry {
+        let ip = IpAddr::V4(lab.add_host(name));
+        let dir = lab.path(name);
+        fs::create_dir_all(&dir).unwrap();
+        let address = SocketAddr::new(ip, if tls { 443 } else { 5000 });
+        let mut http = format!("addr: \"{address}\"");
+        if tls {
+            let identity = lab.upstream.server(&[name]);
+            fs::write(dir.join("srv.crt"), identity.leaf_pem).unwrap();
+            fs::write(dir.join("srv.key"), identity.key_pem).unwrap();
+            http +=
+                &format!(", tls: {{certificate: {0}/srv.crt, key: {0}/srv.key}}", dir.display());
+        }
+        let text = format!(
+            "version: 0.1\nlog: {{level: warn, accesslog: {{disabled: false}}}}\n\
+             storage: {{filesystem: {{rootdirectory: {}/data}}}}\nhttp: {{{http}}}\n",
+            dir.display()
+        );
+        let config = dir.join("config.yml");
+        fs::write(&config, text).unwrap();
+        let mut command = lab.command("docker-registry");
+        command.arg("serve").arg(&config);
+        let program = lab.start_until(name, &mut command, || lab.is_listening(address));
+        Registry { program, address }
+    }
+
+    /// Puts `image` there as `repository:v1`, digests unchanged.
+    pub fn fill(&self, lab: &Lab, image: &Image, repository: &str) {
+        run(lab
+            .command("skopeo")
+            .args(["--insecure-policy", "copy", "--preserve-digests", "--dest-tls-verify=false"])
+            .arg(format!("oci:{}:v1", image.layout.display()))
+            .arg(format!("docker://{}/{repository}:v1", self.address)));
+    }
+
+    /// How many GETs of blobs it has answered.
+    pub fn blob_gets(&self) -> usize {
+        let log = self.log();
+        let asks = |line: &&str| line.contains("\"GET /v2/") && line.contains("/blobs/sha256:");
+        log.lines().filter(asks).count()
+    }
+
+    /// Its access log so far.
+    pub fn log(&self) -> String {
+        self.program.printed()
+    }
+
+    /// Ends it at once, as a crash does.
+    pub fn kill(&mut self) {
+        self.program.kill();
+    }
+}
