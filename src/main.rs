@@ -77,7 +77,6 @@ fn run(config: Config) -> ExitCode {
     if let Err(error) = process::block_signals() {
         return complain(1, &error);
     }
-    let files = process::raise_open_files();
     let log = match LogOutput::start(&config.logging) {
         Ok(log) => log,
         Err(error) => return complain(1, &error),
@@ -88,9 +87,6 @@ fn run(config: Config) -> ExitCode {
         Err(error @ StartError::Config(_)) => return complain(2, &error),
         Err(error) => return complain(1, &error),
     };
-    if let Err(error) = files {
-        tracing::warn!(%error, "the limit of open files can't be raised");
-    }
     say_ready(&server);
     loop {
         match process::wait_signal() {

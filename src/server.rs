@@ -27,6 +27,7 @@ use crate::net::{
 use crate::policy::Policy;
 use crate::proxy::{self, Drain, Limits, Worker};
 use crate::stats::Stats;
+use crate::sys;
 
 /// Connections the kernel holds for us until they are accepted.
 const BACKLOG: i32 = 4096;
@@ -36,6 +37,15 @@ const HELPERS: usize = 8;
 
 /// Blocking work that may wait for a helper.
 const HELP_QUEUE: usize = 1024;
+
+/// Descriptors of our own: rings, listeners, logs, idle upstream connections.
+const FILES_OWN: usize = 128;
+
+/// Entries kept open where there are descriptors enough.
+const ENTRIES_OPEN: usize = 1024;
+
+/// Descriptors a client may need at once: its own, its upstream's, and two for a file being filled.
+const FILES_PER_CONNECTION: usize = 4;
 
 /// Pause after an accept that failed, for want of descriptors as a rule.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -97,6 +107,8 @@ struct Shared {
     listeners: Vec<SocketAddr>,
     pseudonym: Arc<str>,
     workers: usize,
+    /// Client connections at once that there are descriptors for.
+    connections: usize,
     stop: Arc<Stop>,
     helpers: Helpers,
 }
@@ -108,6 +120,7 @@ impl Server {
         let tls = client_config(&config.tls.upstream_ca).map_err(|(n, why)| {
             config.error(&format!("tls.upstream_ca[{n}]"), &why, "a file of PEM certificates")
         })?;
+        let files = Files::allot(config.limits.max_connections);
         let workers = match config.proxy.workers {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
             workers => workers,
@@ -119,6 +132,7 @@ impl Server {
             dir: config.cache.dir.clone(),
             max_size: config.cache.max_size,
             min_free: config.cache.min_free,
+            open_max: files.entries,
         };
         let cache = Cache::open(options, Arc::clone(&stats)).map_err(StartError::Cache)?;
         let stop = Arc::new(Stop::default());
@@ -133,6 +147,7 @@ impl Server {
             listeners: proxy.iter().copied().chain([admin]).collect(),
             pseudonym: pseudonym().into(),
             workers,
+            connections: files.connections,
             stop: Arc::clone(&stop),
             helpers: Helpers::start().map_err(StartError::Worker)?,
         };
@@ -180,6 +195,37 @@ fn start_workers(
         driver = started.and_then(|started| started).map_err(StartError::Worker)?;
     }
     Ok((driver, threads))
+}
+
+/// How the open files the system allows are shared out.
+struct Files {
+    /// Stored entries kept open.
+    entries: usize,
+    /// Client connections.
+    connections: usize,
+}
+
+impl Files {
+    fn allot(connections_max: usize) -> Files {
+        let wanted = FILES_OWN + ENTRIES_OPEN + FILES_PER_CONNECTION * connections_max;
+        let files = sys::process::raise_open_files(wanted as u64).unwrap_or_else(|error| {
+            tracing::warn!(%error, "the limit of open files can't be raised");
+            1024
+        });
+        let files = usize::try_from(files).unwrap_or(wanted);
+        let entries = ENTRIES_OPEN.min(files / 8);
+        let left = files.saturating_sub(FILES_OWN + entries) / FILES_PER_CONNECTION;
+        let connections = left.clamp(1, connections_max);
+        if connections < connections_max {
+            tracing::warn!(
+                files,
+                connections,
+                "limits.max_connections is more than the limit of open files allows: raise it \
+                 (LimitNOFILE= in a systemd unit, ulimit -n)"
+            );
+        }
+        Files { entries, connections }
+    }
 }
 
 fn scan(cache: Cache) -> io::Result<()> {
@@ -291,8 +337,8 @@ async fn run(shared: &Shared, sockets: Vec<Socket>, admin: Option<Socket>, drive
     let drain = Rc::new(Drain::default());
     let worker = Rc::new(worker(shared, &drain));
     for socket in sockets {
-        let (worker, limit) = (Rc::clone(&worker), shared.config.limits.max_connections);
-        monoio::spawn(accept_clients(worker, socket, limit));
+        let limits = (shared.config.limits.max_connections, shared.connections);
+        monoio::spawn(accept_clients(Rc::clone(&worker), socket, limits));
     }
     if let Some(socket) = admin {
         monoio::spawn(accept_admin(Rc::new(admin_of(shared, &drain, driver)), socket));
@@ -359,22 +405,28 @@ fn admin_of(shared: &Shared, drain: &Rc<Drain>, driver: &'static str) -> Admin {
     }
 }
 
-async fn accept_clients(worker: Rc<Worker>, socket: Socket, limit: usize) {
+/// `refuse_at`: open connections from which on new ones are closed at once; `wait_at`: from which on
+/// they wait to be accepted, since there are no descriptors to serve them.
+async fn accept_clients(worker: Rc<Worker>, socket: Socket, (refuse_at, wait_at): (usize, usize)) {
     let drain = Rc::clone(&worker.drain);
     accept(&drain, socket, async |conn: Conn| {
         let stats = &worker.stats;
-        if stats.connections.load(Ordering::Relaxed) >= limit as u64 {
+        let open = || stats.connections.load(Ordering::Relaxed);
+        if open() >= refuse_at as u64 {
             Stats::add(&stats.overflowed, 1);
             return;
         }
         Stats::add(&stats.connections, 1);
         worker.drain.count(true);
-        let worker = Rc::clone(&worker);
+        let serving = Rc::clone(&worker);
         monoio::spawn(async move {
-            guarded(proxy::serve(Rc::clone(&worker), conn)).await;
-            worker.drain.count(false);
-            Stats::sub(&worker.stats.connections, 1);
+            guarded(proxy::serve(Rc::clone(&serving), conn)).await;
+            serving.drain.count(false);
+            Stats::sub(&serving.stats.connections, 1);
         });
+        while open() >= wait_at as u64 && !worker.drain.has_begun() {
+            monoio::time::sleep(ACCEPT_PAUSE).await;
+        }
     })
     .await;
 }

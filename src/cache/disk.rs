@@ -14,14 +14,14 @@
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, BufRead, BufReader, Read};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
-use crate::key::{Algorithm, Digest, Key};
+use crate::key::{Algorithm, Digest, Hasher, Key};
 use crate::sys;
 
 /// The first line of a `.meta` file.
@@ -254,6 +254,23 @@ impl Disk {
 pub(super) fn millis(time: SystemTime) -> u64 {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Hashes the first `len` bytes of a file, which must have as many.
+pub(super) fn hash(file: &File, algorithm: Algorithm, len: u64) -> io::Result<Hasher> {
+    let mut hasher = Hasher::new(algorithm);
+    let mut buf = vec![0; 256 * 1024];
+    let mut at = 0;
+    while at < len {
+        let piece = usize::try_from(len - at).unwrap_or(usize::MAX).min(buf.len());
+        let got = file.read_at(&mut buf[..piece], at)?;
+        if got == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        hasher.update(&buf[..got]);
+        at += got as u64;
+    }
+    Ok(hasher)
 }
 
 fn make_folders(dir: &Path) -> io::Result<()> {

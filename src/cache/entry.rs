@@ -7,6 +7,7 @@
 //! Wakers and a std mutex are all that is used: no runtime, and a test can poll it by hand.
 
 use std::fs::File;
+use std::os::unix::fs::MetadataExt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::SystemTime;
@@ -96,6 +97,13 @@ impl Entry {
     /// How far it is now.
     pub fn phase(&self) -> Phase {
         self.lock().phase.clone()
+    }
+
+    /// Whether the file of a complete entry still has its name and its length: somebody may have
+    /// removed or cut it behind our back.
+    pub(super) fn is_intact(&self) -> bool {
+        let Phase::Complete { body, len } = self.phase() else { return true };
+        body.file.metadata().is_ok_and(|file| file.len() == len && file.nlink() > 0)
     }
 
     /// Says that the entry was removed while its fill runs: it is delivered and then forgotten.

@@ -63,6 +63,7 @@ impl Lease {
         let (file, part, writer) = match made {
             Ok(made) => made,
             Err(error) => {
+                cache.inner.note(Err(&error));
                 cache.inner.index().release(reserved);
                 self.end(Phase::Declined);
                 return Err(error);
@@ -153,8 +154,10 @@ impl Fill {
         if let Some((_, hasher)) = &mut self.proof {
             hasher.update(&buf);
         }
-        let (result, mut buf) = self.writer.write_all_at(buf, self.at).await;
-        result.map_err(|error| Failure::Storage(error.into()))?;
+        let mut buf = self.write(buf).await.map_err(|error| {
+            self.cache.inner.note(Err(&error));
+            Failure::Storage(error)
+        })?;
         self.at = end;
         let shown = match (&self.proof, self.len) {
             (Some(_), Some(len)) => end.min(len.saturating_sub(HELD_BACK)),
@@ -216,11 +219,30 @@ impl Fill {
         let (body, part, len) = (Arc::clone(&self.body), self.part.clone(), self.at);
         let stored = self.cache.help(move || store(&inner, &entry, &body, &part, len)).await;
         match stored.and_then(|stored| stored) {
-            Ok(kept) => kept,
+            Ok(kept) => {
+                self.cache.inner.note(Ok(()));
+                kept
+            }
             Err(error) => {
-                tracing::warn!(%error, "a complete body could not be stored");
+                self.cache.inner.note(Err(&error));
                 false
             }
+        }
+    }
+
+    /// Writes at the end; on a full disk once more, after making room.
+    async fn write(&self, buf: Vec<u8>) -> Result<Vec<u8>, CacheError> {
+        let (result, buf) = self.writer.write_all_at(buf, self.at).await;
+        match result {
+            Ok(()) => Ok(buf),
+            Err(error) if is_full(&error) => {
+                let (inner, need) = (Arc::clone(&self.cache.inner), buf.len() as u64);
+                self.cache.help(move || inner.make_room(need)).await??;
+                let (result, buf) = self.writer.write_all_at(buf, self.at).await;
+                result?;
+                Ok(buf)
+            }
+            Err(error) => Err(error.into()),
         }
     }
 
@@ -267,21 +289,14 @@ fn store(
 /// Makes the file of a fill, and room for `need` bytes on the file system.
 fn make_part(inner: &Inner, need: u64) -> Result<(std::fs::File, PathBuf), CacheError> {
     let made = inner.disk.create_part()?;
-    let wanted = need.saturating_add(inner.options.min_free);
-    loop {
-        let free = inner.disk.free()?;
-        if free >= wanted {
-            return Ok(made);
-        }
-        let evicted = inner.index().evict(wanted - free);
-        if evicted.is_empty() {
-            // Unlinking by name is enough: nobody else knows of the file yet.
-            let _ = std::fs::remove_file(&made.1);
-            return Err(CacheError::Full);
-        }
-        Stats::add(&inner.stats.evictions, evicted.len() as u64);
-        for key in &evicted {
-            inner.unlink(key);
-        }
+    if let Err(error) = inner.make_room(need) {
+        // Nobody else knows of the file yet; what counts is the first error.
+        let _ = std::fs::remove_file(&made.1);
+        return Err(error);
     }
+    Ok(made)
+}
+
+fn is_full(error: &std::io::Error) -> bool {
+    matches!(error.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded)
 }

@@ -14,9 +14,6 @@ use super::entry::Entry;
 use super::evict;
 use crate::key::Key;
 
-/// Entries whose file is kept open between requests; each costs one descriptor.
-const OPEN_MAX: usize = 1024;
-
 /// Touched entries remembered between two flushes; beyond it the newest use of some stays unsaved.
 const TOUCHED_MAX: usize = 65_536;
 
@@ -58,11 +55,13 @@ pub(super) struct Index {
     reserved: u64,
     fills: HashMap<Key, Arc<Entry>>,
     open: VecDeque<u32>,
+    open_max: usize,
     touched: Vec<u32>,
 }
 
 impl Index {
-    pub(super) fn new() -> Index {
+    /// An empty index that keeps at most `open_max` files open.
+    pub(super) fn new(open_max: usize) -> Index {
         Index {
             hasher: RandomState::new(),
             table: HashTable::new(),
@@ -74,6 +73,7 @@ impl Index {
             reserved: 0,
             fills: HashMap::new(),
             open: VecDeque::new(),
+            open_max,
             touched: Vec::new(),
         }
     }
@@ -294,7 +294,7 @@ impl Index {
             node.recent = true;
             self.open.push_back(at);
         }
-        while self.open.len() > OPEN_MAX
+        while self.open.len() > self.open_max
             && let Some(at) = self.open.pop_front()
         {
             let Some(node) = self.node_mut(at) else { continue };
@@ -351,7 +351,7 @@ mod tests {
     }
 
     fn filled(sizes: &[(u8, u64)]) -> Index {
-        let mut index = Index::new();
+        let mut index = Index::new(4);
         for (n, size) in sizes {
             index.insert(key(*n), *size, u64::from(*n), None);
         }
@@ -409,7 +409,7 @@ mod tests {
 
     #[test]
     fn a_doomed_fill_makes_room_for_another() {
-        let mut index = Index::new();
+        let mut index = Index::new(4);
         let first = Entry::pending(key(1));
         index.start_fill(Arc::clone(&first));
         index.doom_fill(&key(1));

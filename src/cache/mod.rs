@@ -31,7 +31,7 @@ pub use self::fill::{Committed, Fill, Lease};
 use self::index::{Found, Index};
 use self::janitor::{Janitor, Job};
 pub use self::reader::{NoHead, Reader, Seen, Span};
-use crate::key::Key;
+use crate::key::{Algorithm, Hasher, Key};
 use crate::stats::Stats;
 
 /// How often last uses are written to disk: what a killed process forgets of its recency.
@@ -49,6 +49,8 @@ pub struct Options {
     pub max_size: u64,
     /// Bytes of the file system left to others.
     pub min_free: u64,
+    /// Entries whose file is kept open between requests; each costs one descriptor.
+    pub open_max: usize,
 }
 
 /// Why the cache can't serve or store.
@@ -140,6 +142,8 @@ struct Inner {
     /// threads only.
     names: Mutex<()>,
     scanning: AtomicBool,
+    /// Whether the last attempt to store failed.
+    ailing: AtomicBool,
     stats: Arc<Stats>,
 }
 
@@ -151,12 +155,13 @@ impl Cache {
     pub fn open(options: Options, stats: Arc<Stats>) -> io::Result<Cache> {
         let disk = Disk::open(&options.dir)?;
         let inner = Arc::new(Inner {
-            options,
-            index: Mutex::new(Index::new()),
+            index: Mutex::new(Index::new(options.open_max)),
             disk,
             names: Mutex::new(()),
             scanning: AtomicBool::new(true),
+            ailing: AtomicBool::new(false),
             stats,
+            options,
         });
         let janitor = Janitor::start(Arc::clone(&inner), TOUCH_INTERVAL)?;
         Ok(Cache { inner, janitor })
@@ -186,7 +191,10 @@ impl Cache {
         for _ in 0..LOOKUPS_MAX {
             match self.look(key) {
                 Looked::Settled(lookup) => return Ok(lookup),
-                Looked::OnDisk => {
+                Looked::Open(entry) if entry.is_intact() => {
+                    return Ok(Lookup::Hit(Reader::new(entry)));
+                }
+                Looked::OnDisk | Looked::Open(_) => {
                     if let Some(entry) = self.load(key).await? {
                         return Ok(Lookup::Hit(Reader::new(entry)));
                     }
@@ -204,8 +212,8 @@ impl Cache {
         let scanning = self.inner.scanning.load(Ordering::Acquire);
         let found = self.inner.index().lookup(key, now_ms());
         match found {
-            Found::Open(entry) => Ok(Some(Reader::new(entry))),
-            Found::Closed => Ok(self.load(key).await?.map(Reader::new)),
+            Found::Open(entry) if entry.is_intact() => Ok(Some(Reader::new(entry))),
+            Found::Open(_) | Found::Closed => Ok(self.load(key).await?.map(Reader::new)),
             Found::Absent if scanning => Ok(self.load(key).await?.map(Reader::new)),
             Found::Absent | Found::Filling(_) => Ok(None),
         }
@@ -230,6 +238,16 @@ impl Cache {
         self.help(move || inner.clear()).await?
     }
 
+    /// Hashes the first `len` bytes of a body again, on a helper thread.
+    pub async fn rehash(
+        &self,
+        body: Arc<Body>,
+        algorithm: Algorithm,
+        len: u64,
+    ) -> Result<Hasher, CacheError> {
+        Ok(self.help(move || disk::hash(&body.file, algorithm, len)).await??)
+    }
+
     /// Sizes at this moment.
     pub fn sizes(&self) -> Sizes {
         let index = self.inner.index();
@@ -250,7 +268,7 @@ impl Cache {
         let scanning = self.inner.scanning.load(Ordering::Acquire);
         let mut index = self.inner.index();
         match index.lookup(key, now_ms()) {
-            Found::Open(entry) => Looked::Settled(Lookup::Hit(Reader::new(entry))),
+            Found::Open(entry) => Looked::Open(entry),
             Found::Filling(entry) => Looked::Settled(Lookup::Join(Reader::new(entry))),
             Found::Closed => Looked::OnDisk,
             Found::Absent if scanning => Looked::OnDisk,
@@ -274,8 +292,7 @@ impl Cache {
                 Some(Lookup::Miss(Lease::new(self.clone(), entry)))
             }
             Found::Filling(entry) => Some(Lookup::Join(Reader::new(entry))),
-            Found::Open(entry) => Some(Lookup::Hit(Reader::new(entry))),
-            Found::Closed => None,
+            Found::Open(_) | Found::Closed => None,
         }
     }
 
@@ -303,6 +320,9 @@ impl Cache {
 
 enum Looked {
     Settled(Lookup),
+    /// Stored and open; to be looked at before a byte of it is sent.
+    Open(Arc<Entry>),
+    /// To be read from disk.
     OnDisk,
 }
 
@@ -341,6 +361,42 @@ impl Inner {
                 }
                 _ => Err(error.into()),
             },
+        }
+    }
+
+    /// Says once that storing fails, and once that it works again.
+    fn note(&self, result: Result<(), &CacheError>) {
+        match result {
+            Ok(()) => {
+                if self.ailing.swap(false, Ordering::Relaxed) {
+                    tracing::info!("caching works again");
+                }
+            }
+            Err(error) => {
+                Stats::add(&self.stats.errors, 1);
+                if !self.ailing.swap(true, Ordering::Relaxed) {
+                    tracing::error!(%error, "caching fails: answers are passed on uncached until it works");
+                }
+            }
+        }
+    }
+
+    /// Evicts until the file system has `need` bytes beside `cache.min_free`.
+    fn make_room(&self, need: u64) -> Result<(), CacheError> {
+        let wanted = need.saturating_add(self.options.min_free);
+        loop {
+            let free = self.disk.free()?;
+            if free >= wanted {
+                return Ok(());
+            }
+            let evicted = self.index().evict(wanted - free);
+            if evicted.is_empty() {
+                return Err(CacheError::Full);
+            }
+            Stats::add(&self.stats.evictions, evicted.len() as u64);
+            for key in &evicted {
+                self.unlink(key);
+            }
         }
     }
 

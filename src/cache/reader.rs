@@ -93,6 +93,11 @@ impl Reader {
         self.offset
     }
 
+    /// Where it stops, if before the end of the body.
+    pub fn end(&self) -> Option<u64> {
+        self.end
+    }
+
     /// Waits for the next span, at most `max` bytes long; `None` at the end.
     pub async fn next(&mut self, max: u64) -> Result<Option<Span>, Failure> {
         poll_fn(|cx| self.poll_next(max, cx)).await

@@ -16,6 +16,7 @@ use rustls::pki_types::ServerName;
 
 use super::{Conn, NetError, resolve};
 use crate::http::{HeadLimits, Host};
+use crate::sys;
 
 /// How long an address may be silent before the next one is tried beside it (RFC 8305, section 5).
 const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
@@ -191,7 +192,13 @@ impl Dialer {
         if let (true, Some(why)) = (allowed.is_empty(), denied) {
             return Err(NetError::Denied(why));
         }
-        match connect_first(&allowed, limit).await {
+        let mut first = connect_first(&allowed, limit).await;
+        if first.as_ref().is_err_and(sys::socket::is_out_of_files) {
+            // Idle connections hold what this one needs.
+            *self.idle.borrow_mut() = Idle::default();
+            first = connect_first(&allowed, limit).await;
+        }
+        match first {
             Ok((io, address)) => Ok(Conn::plain(io, address, limit)),
             Err(error) => {
                 super::resolve::forget(host);

@@ -12,8 +12,11 @@ use crate::sys;
 /// Bytes per `sendfile` call.
 const SENDFILE: u64 = 1024 * 1024;
 
-/// Plaintext per TLS write: sixteen records, encrypted and sent with one call.
+/// Plaintext per TLS write at most: sixteen records, encrypted and sent with one call.
 const PLAINTEXT: usize = 256 * 1024;
+
+/// Plaintext per TLS write to a peer that reads slowly: one record.
+const RECORD: usize = 16 * 1024;
 
 /// Calls a transfer may make before others on its core get their turn.
 const TURN: u32 = 2;
@@ -61,7 +64,8 @@ async fn send_encrypted(
     let end = offset + len;
     let mut calls = 0;
     while offset < end {
-        let piece = usize::try_from((end - offset).min(PLAINTEXT as u64)).unwrap_or(PLAINTEXT);
+        let room = room(conn).await?;
+        let piece = usize::try_from(end - offset).unwrap_or(PLAINTEXT).min(room);
         PLAIN.with_borrow_mut(|buf| {
             buf.resize(PLAINTEXT, 0);
             let got = file.read_at(&mut buf[..piece], offset)?;
@@ -79,6 +83,19 @@ async fn send_encrypted(
         }
     }
     Ok(())
+}
+
+/// How much to encrypt next: what the socket can take at once, so that next to nothing waits in our
+/// memory for a peer that reads slowly.
+async fn room(conn: &Conn) -> Result<usize, NetError> {
+    let fd = conn.socket();
+    // The kernel charges its own bookkeeping to the buffer, about as much as the bytes.
+    let size = socket2::SockRef::from(&fd).send_buffer_size()? / 2;
+    let room = size.saturating_sub(sys::socket::unsent(fd)?);
+    if room < RECORD {
+        conn.until_writable(io::ErrorKind::WouldBlock.into()).await?;
+    }
+    Ok(room.clamp(RECORD, PLAINTEXT))
 }
 
 thread_local! {

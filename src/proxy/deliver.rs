@@ -106,12 +106,16 @@ pub struct Delivery<'a> {
 pub enum Undelivered {
     /// The session has ended, as it says.
     Ended(End),
-    /// The entry failed; `sent` bytes of the part wanted have been sent, after the head.
+    /// The entry failed after the head was sent.
     Entry {
         /// Why.
         why: Failure,
-        /// Bytes sent.
-        sent: u64,
+        /// Position of the next byte the client is to get.
+        at: u64,
+        /// Where the part wanted ends, if not where the body does.
+        end: Option<u64>,
+        /// Whether the client gets chunks.
+        chunked: bool,
     },
 }
 
@@ -172,7 +176,10 @@ impl Delivery<'_> {
             let span = match reader.next(SPAN).await {
                 Ok(Some(span)) => span,
                 Ok(None) => return Ok(sent),
-                Err(why) => return Err(Undelivered::Entry { why, sent }),
+                Err(why) => {
+                    let (at, chunked) = (reader.offset(), framing == Framing::Chunked);
+                    return Err(Undelivered::Entry { why, at, end: reader.end(), chunked });
+                }
             };
             if framing == Framing::Chunked {
                 let mut line = Vec::new();

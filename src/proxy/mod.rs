@@ -1,10 +1,12 @@
 //! The proxy: one client connection after another, one request after another.
 //!
 //! Only this layer knows policy, cache and net together, says whose fault a failure is, and picks a
-//! status. `session` loops over a connection's requests; `exchange` chooses a request's route: to the
-//! entry (`deliver`), into a new one (`store`), past the cache (`pass`), or into a `tunnel`.
+//! status. `session` loops over a connection's requests; `exchange` chooses a request's route: past the
+//! cache (`pass`), into a `tunnel`, or, for a `candidate`, to the entry (`deliver`) that it found or
+//! has filled (`store`).
 
 mod answer;
+mod candidate;
 mod deliver;
 mod drain;
 mod exchange;

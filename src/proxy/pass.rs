@@ -9,9 +9,11 @@ use super::answer::{Answer, connection};
 use super::exchange::Request;
 use super::fetch::{Fetched, connect, outgoing};
 use super::session::{Client, End};
+use crate::cache::HELD_BACK;
 use crate::http::{
     Framing, RequestHead, ResponseHead, Version, chunk_head, last_chunk, response_framing,
 };
+use crate::key::{Digest, Hasher};
 use crate::net::{BodyReader, Conn, Either, NetError, race, relay};
 use crate::policy;
 use crate::stats::{Outcome, Stats};
@@ -45,21 +47,25 @@ pub async fn pass(
             };
             let (origin, url) = (request.url.origin(), request.url.clone());
             let fetched = Fetched { conn, origin, url, head, framing };
-            answer(worker, client, request, fetched, sent_whole).await
+            answer(worker, client, request, fetched, sent_whole, None).await
         }
         Err(Fault::Client) => Err(End::Broken),
         Err(Fault::Upstream(error)) => failed(worker, client, request, &error).await,
     }
 }
 
-/// Sends an answer whose head has been read already.
+/// Sends an answer whose head has been read already. Where it is the whole of what `digest` names, its
+/// end is held back until the digest agrees.
 pub async fn relay_answer(
     worker: &Worker,
     client: &Client,
     request: &Request,
     fetched: Fetched,
+    digest: Option<&Digest>,
 ) -> Result<(), End> {
-    answer(worker, client, request, fetched, true).await
+    let whole = fetched.head.status == 200 && !fetched.head.fields.contains("content-encoding");
+    let proof = digest.filter(|_| whole).map(Proof::new);
+    answer(worker, client, request, fetched, true, proof).await
 }
 
 /// Whose fault it was that there is no answer.
@@ -202,6 +208,7 @@ async fn answer(
     request: &Request,
     fetched: Fetched,
     sent_whole: bool,
+    proof: Option<Proof>,
 ) -> Result<(), End> {
     let version = request.head.version;
     let (framing, chunked) = match (fetched.framing, version) {
@@ -226,27 +233,8 @@ async fn answer(
     let mut body = BodyReader::new(fetched.framing);
     let more = !body.is_done();
     client.conn.write_parts(&[&bytes], more).await.map_err(|_| End::Broken)?;
-    let mut buf = Vec::new();
-    while !body.is_done() {
-        buf.reserve(CHUNK);
-        let got = body.read(&fetched.conn, &mut buf, CHUNK).await.map_err(|error| {
-            Stats::add(&worker.stats.errors, 1);
-            tracing::warn!(host = %request.url.host, path = %request.url.path(), %error,
-                "upstream broke off");
-            End::Broken
-        })?;
-        if got > 0 {
-            Stats::add(&worker.stats.bytes_from_upstream, got as u64);
-            write_piece(&client.conn, &buf, chunked).await.map_err(|_| End::Broken)?;
-            Stats::add(&worker.stats.bytes_to_clients, got as u64);
-        }
-        buf.clear();
-    }
-    if chunked {
-        let mut end = Vec::new();
-        last_chunk(&body.take_trailers().unwrap_or_default(), &mut end);
-        client.conn.write(&end).await.map_err(|_| End::Broken)?;
-    }
+    let down = Down { worker, client, request, chunked, skip: 0, left: None, proof };
+    down.copy(&fetched.conn, &mut body).await?;
     if sent_whole {
         fetched.recycle(worker);
     }
@@ -254,6 +242,118 @@ async fn answer(
         (true, _) => Ok(()),
         (false, true) => Err(End::Answered),
         (false, false) => Err(End::Unread),
+    }
+}
+
+/// A body on its way to the client, past the cache.
+pub struct Down<'a> {
+    /// The core.
+    pub worker: &'a Worker,
+    /// Whom to.
+    pub client: &'a Client,
+    /// What was asked, for the log.
+    pub request: &'a Request,
+    /// Whether the client gets chunks.
+    pub chunked: bool,
+    /// Bytes at the start the client has already.
+    pub skip: u64,
+    /// Bytes the client is still to get, where it does not want all.
+    pub left: Option<u64>,
+    /// What the body must hash to.
+    pub proof: Option<Proof>,
+}
+
+impl Down<'_> {
+    /// Copies the body to its end.
+    pub async fn copy(mut self, from: &Conn, body: &mut BodyReader) -> Result<(), End> {
+        let mut buf = Vec::new();
+        while !body.is_done() && self.left != Some(0) {
+            buf.reserve(CHUNK);
+            let got = match body.read(from, &mut buf, CHUNK).await {
+                Ok(got) => got as u64,
+                Err(error) => return Err(self.broken(&error)),
+            };
+            Stats::add(&self.worker.stats.bytes_from_upstream, got);
+            let skipped = self.skip.min(got);
+            self.skip -= skipped;
+            // `skipped` is at most the buffer's length.
+            buf.drain(..skipped as usize);
+            if let Some(left) = &mut self.left {
+                buf.truncate(usize::try_from(*left).unwrap_or(usize::MAX));
+                *left -= buf.len() as u64;
+            }
+            if let Some(proof) = &mut self.proof {
+                proof.exchange(&mut buf);
+            }
+            self.write(&buf).await?;
+            buf.clear();
+        }
+        if self.left.is_some_and(|left| left > 0) {
+            return Err(self.broken(&NetError::Closed));
+        }
+        if let Some(proof) = self.proof.take() {
+            match proof.finish() {
+                Ok(rest) => self.write(&rest).await?,
+                Err(digest) => return Err(self.broken(&format!("the body is not {digest}"))),
+            }
+        }
+        if self.chunked {
+            let mut end = Vec::new();
+            last_chunk(&body.take_trailers().unwrap_or_default(), &mut end);
+            self.client.conn.write(&end).await.map_err(|_| End::Broken)?;
+        }
+        Ok(())
+    }
+
+    async fn write(&self, piece: &[u8]) -> Result<(), End> {
+        if piece.is_empty() {
+            return Ok(());
+        }
+        write_piece(&self.client.conn, piece, self.chunked).await.map_err(|_| End::Broken)?;
+        Stats::add(&self.worker.stats.bytes_to_clients, piece.len() as u64);
+        Ok(())
+    }
+
+    fn broken(&self, error: &dyn std::fmt::Display) -> End {
+        let (host, path) = (&self.request.url.host, self.request.url.path());
+        Stats::add(&self.worker.stats.errors, 1);
+        tracing::warn!(%host, %path, %error, "upstream broke off");
+        End::Broken
+    }
+}
+
+/// Holds the last bytes of a body back until its digest agrees: nobody receives the whole of a wrong
+/// one, stored or not.
+pub struct Proof {
+    digest: Digest,
+    hasher: Hasher,
+    held: Vec<u8>,
+}
+
+impl Proof {
+    /// For a body from its first byte on.
+    pub fn new(digest: &Digest) -> Proof {
+        Proof::resumed(digest, Hasher::new(digest.algorithm()))
+    }
+
+    /// For the rest of a body whose beginning `hasher` has seen.
+    pub fn resumed(digest: &Digest, hasher: Hasher) -> Proof {
+        Proof { digest: digest.clone(), hasher, held: Vec::new() }
+    }
+
+    /// Takes in the next bytes; leaves in `buf` what may go out.
+    fn exchange(&mut self, buf: &mut Vec<u8>) {
+        self.hasher.update(buf);
+        let mut all = std::mem::take(&mut self.held);
+        all.append(buf);
+        let keep = all.len().min(HELD_BACK as usize);
+        self.held = all.split_off(all.len() - keep);
+        *buf = all;
+    }
+
+    /// The bytes held back, or the digest that was not met.
+    fn finish(self) -> Result<Vec<u8>, Digest> {
+        if self.hasher.finish() == self.digest { Ok(self.held) } else { Err(self.digest) }
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::Worker;
 use super::fetch::{FetchError, Fetched, Recipe};
 use crate::cache::{Committed, Failure, Fill};
-use crate::http::{Fields, range};
+use crate::http::{Fields, ResponseHead, range};
 use crate::net::{BodyReader, NetError};
 use crate::stats::Stats;
 
@@ -32,6 +32,8 @@ pub async fn store(worker: Rc<Worker>, recipe: Recipe, fetched: Fetched, fill: F
         Ok(Committed { len, kept: false }) => {
             tracing::info!(%host, %path, size = len, "response delivered, not cached");
         }
+        // The cache has said what is wrong, and counted it.
+        Err(Failure::Storage(why)) => tracing::debug!(%host, %path, %why, "fill failed"),
         Err(why) => {
             Stats::add(&worker.stats.errors, 1);
             tracing::warn!(%host, %path, %why, "fill failed");
@@ -133,19 +135,25 @@ async fn resume(
     if !fill.is_proven() && validator.is_none() {
         return Err(Resume::Never("broke off, and nothing says the rest would fit".to_owned()));
     }
-    match fetched.head.status {
-        200 => Ok((fetched, from)),
-        206 => {
-            let part = fields.get("content-range").and_then(range::parse_content_range);
-            match part {
-                Some(part) if part.start <= from => {
-                    let skip = from - part.start;
-                    Ok((fetched, skip))
-                }
-                _ => Err(Resume::Again(format!("{} sent another range", fetched.url))),
-            }
+    match resumed_at(&fetched.head, from) {
+        Some(skip) => Ok((fetched, skip)),
+        None => {
+            let status = fetched.head.status;
+            Err(Resume::Again(format!("{} answered {status}, not the rest", fetched.url)))
         }
-        status => Err(Resume::Again(format!("{} answered {status}", fetched.url))),
+    }
+}
+
+/// How many bytes at the start of an answer lie before `from`, which was asked for; `None` where the
+/// answer does not reach back to it.
+pub fn resumed_at(head: &ResponseHead, from: u64) -> Option<u64> {
+    match head.status {
+        200 => Some(from),
+        206 => {
+            let part = head.fields.get("content-range").and_then(range::parse_content_range)?;
+            from.checked_sub(part.start)
+        }
+        _ => None,
     }
 }
 

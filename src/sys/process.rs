@@ -44,14 +44,23 @@ fn signal_set() -> libc::sigset_t {
     }
 }
 
-/// Raises the soft limit of open files to the hard one and returns it.
-pub fn raise_open_files() -> io::Result<u64> {
+/// Raises the limit of open files to `wanted`, or as far as the hard limit goes without privileges,
+/// and returns what it is then.
+pub fn raise_open_files(wanted: u64) -> io::Result<u64> {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: `limit` is a valid out-pointer.
     if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) } != 0 {
         return Err(io::Error::last_os_error());
     }
-    limit.rlim_cur = limit.rlim_max;
+    if limit.rlim_cur >= wanted {
+        return Ok(limit.rlim_cur);
+    }
+    let all = libc::rlimit { rlim_cur: wanted, rlim_max: wanted.max(limit.rlim_max) };
+    // SAFETY: `all` is initialised and the call only reads it.
+    if unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &all) } == 0 {
+        return Ok(wanted);
+    }
+    limit.rlim_cur = limit.rlim_max.min(wanted);
     // SAFETY: `limit` is initialised and the call only reads it.
     if unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) } != 0 {
         return Err(io::Error::last_os_error());
@@ -63,7 +72,8 @@ pub fn raise_open_files() -> io::Result<u64> {
 mod tests {
     #[test]
     fn the_limit_of_open_files_is_raised() {
-        let limit = super::raise_open_files().unwrap();
-        assert_eq!(super::raise_open_files().unwrap(), limit);
+        let limit = super::raise_open_files(256).unwrap();
+        assert!(limit >= 256);
+        assert_eq!(super::raise_open_files(limit).unwrap(), limit);
     }
 }

@@ -29,6 +29,17 @@ pub fn borrow<T: AsRawFd>(socket: &T) -> BorrowedFd<'_> {
     unsafe { BorrowedFd::borrow_raw(socket.as_raw_fd()) }
 }
 
+/// Bytes handed to the socket that the peer has not acknowledged yet (`SIOCOUTQ`).
+pub fn unsent(socket: BorrowedFd<'_>) -> io::Result<usize> {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: the request writes one int through the pointer, which is valid.
+    let code = unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &mut bytes) };
+    if code != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    usize::try_from(bytes).map_err(io::Error::other)
+}
+
 /// Looks whether a byte or the end of the stream is waiting, without taking it.
 ///
 /// Returns the bytes seen (0 or 1; 0 is the end), `WouldBlock` when the stream is quiet.
@@ -57,6 +68,11 @@ pub fn send(socket: BorrowedFd<'_>, bufs: &[IoSlice<'_>], more: bool) -> io::Res
     usize::try_from(sent).map_err(|_| io::Error::last_os_error())
 }
 
+/// Whether a call failed for want of descriptors.
+pub fn is_out_of_files(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
+}
+
 /// The most slices one call takes (`UIO_MAXIOV`).
 pub const IOV_MAX: usize = 1024;
 
@@ -82,6 +98,14 @@ mod tests {
         assert_eq!(buf, b"abc");
         drop(theirs);
         assert_eq!(recv(ours.as_fd(), &mut buf, 1).unwrap(), 0);
+    }
+
+    #[test]
+    fn what_is_not_acknowledged_is_counted() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let ours = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        assert_eq!(unsent(ours.as_fd()).unwrap(), 0);
+        assert!(unsent(std::fs::File::open("/dev/null").unwrap().as_fd()).is_err());
     }
 
     #[test]

@@ -1,0 +1,326 @@
+//! A candidate: looked up, answered from its entry, joined to a running fill, or fetched into a new
+//! one.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use super::Worker;
+use super::answer::Answer;
+use super::deliver::{Delivery, Part, Source, Undelivered};
+use super::exchange::Request;
+use super::pass::{self, Down, Proof};
+use super::session::{Client, End};
+use super::store::{resumed_at, store};
+use crate::cache::{Body, Failure, Lease, Lookup, NoHead, Reader, Seen};
+use crate::http::{Fields, Framing, HeadLimits, Parsed, parse_response};
+use crate::key::{Digest, Key};
+use crate::net::BodyReader;
+use crate::policy::{self, Admission};
+use crate::stats::{Outcome, Stats};
+
+/// Times a request looks up again because the fill it joined ended without a word.
+const LOOKUPS_MAX: usize = 4;
+
+/// How far a range may begin ahead of what a running fill has, and still wait for it. Beyond, the
+/// range is asked of upstream, uncached, while the fill goes on.
+const AHEAD_MAX: u64 = 1024 * 1024 * 1024;
+
+/// HEAD of a candidate: from a stored entry, else from upstream; it never begins a fill.
+pub async fn head_request(
+    worker: &Rc<Worker>,
+    client: &Client,
+    request: &Request,
+    key: &Key,
+) -> Result<(), End> {
+    match worker.cache.peek(key).await {
+        Ok(Some(reader)) => {
+            if let Some((seen, stored)) = stored_head(&reader)
+                && fits(request, &stored)
+            {
+                return hit(worker, client, request, reader, &seen, &stored).await;
+            }
+        }
+        Ok(None) => {}
+        Err(error) => tracing::warn!(%error, "cache look-up failed"),
+    }
+    Stats::add(&worker.stats.misses, 1);
+    pass::pass(worker, client, request, "head").await
+}
+
+/// GET of a candidate.
+pub async fn get_request(
+    worker: &Rc<Worker>,
+    client: &Client,
+    request: &Request,
+    key: &Key,
+    digest: Option<Digest>,
+) -> Result<(), End> {
+    for _ in 0..LOOKUPS_MAX {
+        match worker.cache.lookup(key).await {
+            Ok(Lookup::Hit(reader)) => match stored_head(&reader) {
+                Some((seen, stored)) if fits(request, &stored) => {
+                    return hit(worker, client, request, reader, &seen, &stored).await;
+                }
+                _ => {
+                    let lease = worker.cache.refill(key);
+                    return miss(worker, client, request, digest, lease).await;
+                }
+            },
+            Ok(Lookup::Miss(lease)) => {
+                return miss(worker, client, request, digest, lease).await;
+            }
+            Ok(Lookup::Join(mut reader)) => match reader.head().await {
+                Ok(_) => return join(worker, client, request, reader).await,
+                Err(NoHead::Declined) => {
+                    return passed_miss(worker, client, request, "declined").await;
+                }
+                Err(NoHead::Failed(why)) => {
+                    return joined_failure(worker, client, request, &why).await;
+                }
+                Err(NoHead::Abandoned) => {}
+            },
+            Err(error) => {
+                tracing::warn!(%error, "cache look-up failed");
+                break;
+            }
+        }
+    }
+    passed_miss(worker, client, request, "unsettled").await
+}
+
+async fn hit(
+    worker: &Worker,
+    client: &Client,
+    request: &Request,
+    reader: Reader,
+    seen: &Seen,
+    stored: &Fields,
+) -> Result<(), End> {
+    Stats::add(&worker.stats.hits, 1);
+    tracing::info!(
+        host = %request.url.host,
+        path = %request.url.path(),
+        size = seen.len,
+        "cache hit"
+    );
+    worker.stats.observe(Outcome::Hit, request.started.elapsed());
+    deliver(worker, client, request, (reader, seen, stored), Source::Hit).await
+}
+
+async fn join(
+    worker: &Rc<Worker>,
+    client: &Client,
+    request: &Request,
+    reader: Reader,
+) -> Result<(), End> {
+    let Some((seen, stored)) = stored_head(&reader) else {
+        return passed_miss(worker, client, request, "unsettled").await;
+    };
+    if !fits(request, &stored) {
+        return passed_miss(worker, client, request, "media-type").await;
+    }
+    let part = Part::wanted(&request.head, &stored, seen.len);
+    if part.start() > seen.written.saturating_add(AHEAD_MAX) {
+        return passed_miss(worker, client, request, "far-ahead").await;
+    }
+    count_miss(worker, request, seen.len, "collapsed");
+    Stats::add(&worker.stats.coalesced, 1);
+    deliver(worker, client, request, (reader, &seen, &stored), Source::Miss).await
+}
+
+async fn miss(
+    worker: &Rc<Worker>,
+    client: &Client,
+    request: &Request,
+    digest: Option<Digest>,
+    lease: Lease,
+) -> Result<(), End> {
+    let recipe = request.recipe();
+    let fetched = match recipe.fetch(worker, None).await {
+        Ok(fetched) => fetched,
+        Err(error) => {
+            lease.fail(Failure::Source(error.to_string().into()));
+            count_miss(worker, request, None, "upstream-failed");
+            Stats::add(&worker.stats.errors, 1);
+            tracing::warn!(host = %request.url.host, path = %request.url.path(), %error,
+                "upstream failed");
+            return request.answer(client, &error.answer()).await;
+        }
+    };
+    let len = match fetched.framing {
+        Framing::Length(len) => Some(len),
+        Framing::None => Some(0),
+        Framing::Chunked | Framing::UntilClose => None,
+    };
+    let head = &fetched.head;
+    let admitted =
+        worker.policy.admit_answer(&request.ask(), digest.as_ref(), head.status, &head.fields, len);
+    if let Err(reason) = admitted {
+        lease.decline();
+        count_miss(worker, request, len, reason.name());
+        return pass::relay_answer(worker, client, request, fetched, digest.as_ref()).await;
+    }
+    let stored = head_to_store(request, &head.fields, digest.as_ref());
+    let mut bytes = Vec::new();
+    stored.write_to(&mut bytes);
+    match lease.begin(bytes, len, digest.clone()).await {
+        Ok((fill, reader)) => {
+            count_miss(worker, request, len, "absent");
+            monoio::spawn(store(Rc::clone(worker), recipe, fetched, fill));
+            let Some(seen) = reader.glance() else { return Err(End::Broken) };
+            deliver(worker, client, request, (reader, &seen, &stored), Source::Miss).await
+        }
+        // The cache has said what is wrong.
+        Err(_) => {
+            count_miss(worker, request, len, "cache-unavailable");
+            pass::relay_answer(worker, client, request, fetched, digest.as_ref()).await
+        }
+    }
+}
+
+async fn deliver(
+    worker: &Worker,
+    client: &Client,
+    request: &Request,
+    (reader, seen, stored): (Reader, &Seen, &Fields),
+    source: Source,
+) -> Result<(), End> {
+    let part = Part::wanted(&request.head, stored, seen.len);
+    let keep_alive = request.keep_alive;
+    let delivery =
+        Delivery { client, stats: &worker.stats, request: &request.head, keep_alive, source };
+    match delivery.send(reader, seen, stored, part).await {
+        Ok(_) => request.go_on(keep_alive),
+        Err(Undelivered::Ended(end)) => Err(end),
+        Err(Undelivered::Entry { why: Failure::Storage(_), at, end, chunked }) => {
+            let rest = Rest { body: Arc::clone(&seen.body), len: seen.len, at, end, chunked };
+            pass_rest(worker, client, request, rest).await
+        }
+        Err(Undelivered::Entry { why, at, .. }) => {
+            tracing::warn!(host = %request.url.host, path = %request.url.path(), %why, at,
+                "delivery broken off");
+            Err(End::Broken)
+        }
+    }
+}
+
+/// What a client is still to get of a body that could not be stored to its end.
+struct Rest {
+    body: Arc<Body>,
+    len: Option<u64>,
+    at: u64,
+    end: Option<u64>,
+    chunked: bool,
+}
+
+/// Goes on past a cache whose disk gave out: what the client has not got yet comes from upstream.
+async fn pass_rest(
+    worker: &Worker,
+    client: &Client,
+    request: &Request,
+    rest: Rest,
+) -> Result<(), End> {
+    let Rest { body, len, at, end, chunked } = rest;
+    let (host, path) = (&request.url.host, request.url.path());
+    tracing::info!(%host, %path, at, "going on past the cache");
+    let broken = |error: &dyn std::fmt::Display| {
+        tracing::warn!(%host, %path, %error, "delivery broken off");
+        End::Broken
+    };
+    let whole = end.is_none() || end == len;
+    let proof = match worker.policy.admit(&request.ask()) {
+        Admission::Store { digest: Some(digest), .. } if whole => {
+            let hasher = worker.cache.rehash(body, digest.algorithm(), at).await;
+            Some(Proof::resumed(&digest, hasher.map_err(|error| broken(&error))?))
+        }
+        _ => None,
+    };
+    let fetched = request.recipe().fetch(worker, Some(at)).await.map_err(|error| broken(&error))?;
+    let skip = match resumed_at(&fetched.head, at) {
+        Some(skip) => skip,
+        None => return Err(broken(&"upstream did not send the rest")),
+    };
+    let mut from = BodyReader::new(fetched.framing);
+    let left = end.map(|end| end - at);
+    Down { worker, client, request, chunked, skip, left, proof }
+        .copy(&fetched.conn, &mut from)
+        .await?;
+    if from.is_done() {
+        fetched.recycle(worker);
+    }
+    match (end, chunked) {
+        (None, false) => Err(End::Answered),
+        _ => request.go_on(request.keep_alive),
+    }
+}
+
+async fn passed_miss(
+    worker: &Rc<Worker>,
+    client: &Client,
+    request: &Request,
+    reason: &'static str,
+) -> Result<(), End> {
+    count_miss(worker, request, None, reason);
+    pass::pass(worker, client, request, reason).await
+}
+
+async fn joined_failure(
+    worker: &Worker,
+    client: &Client,
+    request: &Request,
+    why: &Failure,
+) -> Result<(), End> {
+    count_miss(worker, request, None, "collapsed");
+    Stats::add(&worker.stats.coalesced, 1);
+    let message = format!("upstream: {why}");
+    request.answer(client, &Answer::new(503, "UPSTREAM_UNAVAILABLE", message)).await
+}
+
+fn count_miss(worker: &Worker, request: &Request, size: Option<u64>, reason: &'static str) {
+    Stats::add(&worker.stats.misses, 1);
+    worker.stats.observe(Outcome::Miss, request.started.elapsed());
+    let (host, path) = (&request.url.host, request.url.path());
+    tracing::info!(%host, %path, size, %reason, "cache miss");
+}
+
+/// What is known of an entry whose head is there, the stored fields read back.
+fn stored_head(reader: &Reader) -> Option<(Seen, Fields)> {
+    const STATUS: &[u8] = b"HTTP/1.1 200 OK\r\n";
+    let seen = reader.glance()?;
+    let head = [STATUS, &seen.body.head, b"\r\n"].concat();
+    match parse_response(&head, &HeadLimits::with_size(head.len())) {
+        Ok(Parsed::Complete { head, .. }) => Some((seen, head.fields)),
+        _ => None,
+    }
+}
+
+/// Whether stored fields may answer this request: a manifest needs its media type, and one that was
+/// fetched as a blob has none to speak of.
+fn fits(request: &Request, stored: &Fields) -> bool {
+    !request.url.path().contains("/manifests/")
+        || stored
+            .get("content-type")
+            .is_some_and(|kind| !kind.eq_ignore_ascii_case(b"application/octet-stream"))
+}
+
+/// The fields that are kept, and those that every answer from this entry has.
+fn head_to_store(request: &Request, upstream: &Fields, digest: Option<&Digest>) -> Fields {
+    let mut stored = policy::stored_fields(upstream);
+    let mut set = |name: &str, value: &str| {
+        // Names and values here are our own and in order.
+        let _ = stored.set(name, value);
+    };
+    if let Some(digest) = digest {
+        set("ETag", &format!("\"{digest}\""));
+        set("Docker-Content-Digest", &digest.to_string());
+    }
+    if request.url.path().starts_with("/v2/") {
+        set("Docker-Distribution-Api-Version", "registry/2.0");
+    }
+    set("Accept-Ranges", "bytes");
+    if !upstream.contains("content-type") {
+        set("Content-Type", "application/octet-stream");
+    }
+    set("Date", &httpdate::fmt_http_date(std::time::SystemTime::now()));
+    stored
+}
