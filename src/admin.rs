@@ -42,8 +42,8 @@ pub struct Admin {
     pub drain: Rc<Drain>,
 }
 
-/// Status, and the body's JSON.
-type Answer = (u16, Value);
+/// Status, further header lines, and the body's JSON.
+type Answer = (u16, &'static str, Value);
 
 impl Admin {
     /// Serves one connection until it ends.
@@ -82,19 +82,21 @@ impl Admin {
         }
         let (path, _) = split_path(target);
         if path != "/health" && !self.has_token(head) {
-            return refusal(401, "UNAUTHORIZED", "Authorization: Bearer with proxy.api_token");
+            let (_, _, body) =
+                refusal(401, "UNAUTHORIZED", "Authorization: Bearer with proxy.api_token");
+            return (401, "WWW-Authenticate: Bearer realm=\"discobot-proxy\"\r\n", body);
         }
         let reads = head.method == Method::GET || head.method == Method::HEAD;
         let deletes = head.method == Method::DELETE;
         match path {
-            "/health" if reads => (200, self.health()),
-            "/api/cache/stats" if reads => (200, self.statistics()),
+            "/health" if reads => (200, "", self.health()),
+            "/api/cache/stats" if reads => (200, "", self.statistics()),
             "/api/cache" if deletes => self.clear().await,
-            "/health" | "/api/cache/stats" => not_allowed("GET, HEAD"),
-            "/api/cache" => not_allowed("DELETE"),
+            "/health" | "/api/cache/stats" => not_allowed("Allow: GET, HEAD\r\n"),
+            "/api/cache" => not_allowed("Allow: DELETE\r\n"),
             _ => match path.strip_prefix("/api/cache/").and_then(Digest::parse) {
                 Some(digest) if deletes => self.remove(digest).await,
-                Some(_) => not_allowed("DELETE"),
+                Some(_) => not_allowed("Allow: DELETE\r\n"),
                 None => refusal(404, "NOT_FOUND", "there is nothing at this path"),
             },
         }
@@ -175,7 +177,7 @@ impl Admin {
             Ok(removed) => {
                 tracing::info!(removed = removed.count, freed = removed.freed, "cache cleared");
                 let (count, freed) = (removed.count, removed.freed);
-                (200, json!({"status": "ok", "removed": count, "freed": freed}))
+                (200, "", json!({"status": "ok", "removed": count, "freed": freed}))
             }
             Err(error) => failure(&error),
         }
@@ -185,7 +187,7 @@ impl Admin {
         match self.cache.remove(&Key::Digest(digest.clone())).await {
             Ok(Some(freed)) => {
                 tracing::info!(%digest, freed, "entry removed");
-                (200, json!({"status": "ok", "removed": 1, "freed": freed}))
+                (200, "", json!({"status": "ok", "removed": 1, "freed": freed}))
             }
             Ok(None) => refusal(404, "NOT_FOUND", &format!("{digest} is not stored")),
             Err(error) => failure(&error),
@@ -198,11 +200,11 @@ async fn send(
     version: Version,
     keep: bool,
     with_body: bool,
-    (status, body): &Answer,
+    (status, extra, body): &Answer,
 ) -> Result<(), NetError> {
     let mut bytes = serde_json::to_vec(body).unwrap_or_default();
     bytes.push(b'\n');
-    let reply = Reply { status: *status, kind: "application/json", body: &bytes };
+    let reply = Reply { status: *status, kind: "application/json", body: &bytes, extra };
     reply.send(conn, version, keep, with_body).await
 }
 
@@ -213,11 +215,13 @@ struct Refused<'a> {
 }
 
 fn refusal(status: u16, code: &str, message: &str) -> Answer {
-    (status, json!({"errors": [Refused { code, message }]}))
+    (status, "", json!({"errors": [Refused { code, message }]}))
 }
 
-fn not_allowed(methods: &str) -> Answer {
-    refusal(405, "UNSUPPORTED", &format!("this path takes {methods}"))
+/// `allow`: the header line with the methods that are.
+fn not_allowed(allow: &'static str) -> Answer {
+    let (status, _, body) = refusal(405, "UNSUPPORTED", "this path does not take that method");
+    (status, allow, body)
 }
 
 fn failure(error: &dyn std::fmt::Display) -> Answer {

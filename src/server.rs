@@ -217,7 +217,7 @@ impl Files {
         let left = files.saturating_sub(FILES_OWN + entries) / FILES_PER_CONNECTION;
         let connections = left.clamp(1, connections_max);
         if connections < connections_max {
-            tracing::warn!(
+            tracing::info!(
                 files,
                 connections,
                 "limits.max_connections is more than the limit of open files allows: raise it \

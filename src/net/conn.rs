@@ -93,15 +93,31 @@ impl Conn {
         if let Err(error) = fed {
             return Err(conn.tls_failed(error).await);
         }
-        let deadline = Instant::now() + conn.patience.get();
+        let limit = conn.patience.get();
+        let Ok(done) = monoio::time::timeout(limit, conn.shake_hands()).await else {
+            return Err(NetError::TimedOut { what: "the TLS handshake", limit });
+        };
+        done.map(|()| conn)
+    }
+
+    async fn shake_hands(&self) -> Result<(), NetError> {
+        let Some(tls) = &self.tls else { return Ok(()) };
         loop {
-            conn.flush().await?;
-            if !conn.tls.as_ref().is_some_and(|tls| tls.borrow().is_handshaking()) {
-                return Ok(conn);
+            self.flush().await?;
+            if !tls.borrow().is_handshaking() {
+                return Ok(());
             }
-            let left = deadline.saturating_duration_since(Instant::now());
-            if conn.more_within(left, "the TLS handshake").await? == 0 {
-                return Err(NetError::Closed);
+            let step = {
+                let mut rx = self.rx.borrow_mut();
+                tls.borrow_mut().advance(self.socket(), &mut rx.buf)
+            };
+            match step {
+                Ok(0) => return Err(NetError::Closed),
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.io.readable(false).await?;
+                }
+                Err(error) => return Err(self.read_failed(error).await),
             }
         }
     }

@@ -75,13 +75,7 @@ impl Tls {
             if self.goodbye {
                 return Ok(out.len() - before);
             }
-            let got = CIPHERTEXT.with_borrow_mut(|buf| {
-                buf.clear();
-                buf.reserve(RECEIVE);
-                let got = sys::socket::recv(socket, buf, RECEIVE)?;
-                self.feed(buf, out).map_err(io::Error::other)?;
-                Ok::<_, io::Error>(got)
-            })?;
+            let got = self.advance(socket, out)?;
             if got == 0 || out.len() > before {
                 return Ok(out.len() - before);
             }
@@ -93,6 +87,22 @@ impl Tls {
                 }
             }
         }
+    }
+
+    /// Takes in one read's worth of ciphertext, which need not hold any plaintext. Returns its length,
+    /// 0 at the end of the stream.
+    pub(super) fn advance(
+        &mut self,
+        socket: BorrowedFd<'_>,
+        out: &mut Vec<u8>,
+    ) -> io::Result<usize> {
+        CIPHERTEXT.with_borrow_mut(|buf| {
+            buf.clear();
+            buf.reserve(RECEIVE);
+            let got = sys::socket::recv(socket, buf, RECEIVE)?;
+            self.feed(buf, out).map_err(io::Error::other)?;
+            Ok(got)
+        })
     }
 
     /// Takes in ciphertext and appends the plaintext to `out`.

@@ -66,7 +66,7 @@ impl Answer {
     ) -> Result<(), NetError> {
         let errors = [Error { code: self.code, message: &self.message }];
         let body = serde_json::to_vec(&Body { errors }).unwrap_or_default();
-        let reply = Reply { status: self.status, kind: "application/json", body: &body };
+        let reply = Reply { status: self.status, kind: "application/json", body: &body, extra: "" };
         reply.send(conn, version, keep_alive, with_body).await
     }
 
@@ -94,6 +94,8 @@ pub struct Reply<'a> {
     pub kind: &'static str,
     /// The body.
     pub body: &'a [u8],
+    /// Further header lines, each with its line end.
+    pub extra: &'a str,
 }
 
 impl Reply<'_> {
@@ -106,12 +108,13 @@ impl Reply<'_> {
         with_body: bool,
     ) -> Result<(), NetError> {
         let head = format!(
-            "HTTP/1.1 {} {}\r\nContent-Type: {}\r\nContent-Length: {}\r\nDate: {}\r\n{}\r\n",
+            "HTTP/1.1 {} {}\r\nContent-Type: {}\r\nContent-Length: {}\r\nDate: {}\r\n{}{}\r\n",
             self.status,
             reason(self.status),
             self.kind,
             self.body.len(),
             httpdate::fmt_http_date(std::time::SystemTime::now()),
+            self.extra,
             connection(version, keep_alive),
         );
         let body = if with_body { self.body } else { &[] };

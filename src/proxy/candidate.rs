@@ -1,6 +1,7 @@
 //! A candidate: looked up, answered from its entry, joined to a running fill, or fetched into a new
 //! one.
 
+use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -55,6 +56,12 @@ pub async fn get_request(
     key: &Key,
     digest: Option<Digest>,
 ) -> Result<(), End> {
+    let counted = Cell::new(false);
+    let missed = || {
+        if !counted.replace(true) {
+            Stats::add(&worker.stats.misses, 1);
+        }
+    };
     for _ in 0..LOOKUPS_MAX {
         match worker.cache.lookup(key).await {
             Ok(Lookup::Hit(reader)) => match stored_head(&reader) {
@@ -62,30 +69,37 @@ pub async fn get_request(
                     return hit(worker, client, request, reader, &seen, &stored).await;
                 }
                 _ => {
+                    missed();
                     let lease = worker.cache.refill(key);
                     return miss(worker, client, request, digest, lease).await;
                 }
             },
             Ok(Lookup::Miss(lease)) => {
+                missed();
                 return miss(worker, client, request, digest, lease).await;
             }
-            Ok(Lookup::Join(mut reader)) => match reader.head().await {
-                Ok(_) => return join(worker, client, request, reader).await,
-                Err(NoHead::Declined) => {
-                    return passed_miss(worker, client, request, "declined").await;
+            Ok(Lookup::Join(mut reader)) => {
+                missed();
+                Stats::add(&worker.stats.coalesced, 1);
+                match reader.head().await {
+                    Ok(_) => return join(worker, client, request, reader).await,
+                    Err(NoHead::Declined) => {
+                        return pass_miss(worker, client, request, "declined").await;
+                    }
+                    Err(NoHead::Failed(why)) => {
+                        return joined_failure(worker, client, request, &why).await;
+                    }
+                    Err(NoHead::Abandoned) => {}
                 }
-                Err(NoHead::Failed(why)) => {
-                    return joined_failure(worker, client, request, &why).await;
-                }
-                Err(NoHead::Abandoned) => {}
-            },
+            }
             Err(error) => {
                 tracing::warn!(%error, "cache look-up failed");
                 break;
             }
         }
     }
-    passed_miss(worker, client, request, "unsettled").await
+    missed();
+    pass_miss(worker, client, request, "unsettled").await
 }
 
 async fn hit(
@@ -114,17 +128,16 @@ async fn join(
     reader: Reader,
 ) -> Result<(), End> {
     let Some((seen, stored)) = stored_head(&reader) else {
-        return passed_miss(worker, client, request, "unsettled").await;
+        return pass_miss(worker, client, request, "unsettled").await;
     };
     if !fits(request, &stored) {
-        return passed_miss(worker, client, request, "media-type").await;
+        return pass_miss(worker, client, request, "media-type").await;
     }
     let part = Part::wanted(&request.head, &stored, seen.len);
     if part.start() > seen.written.saturating_add(AHEAD_MAX) {
-        return passed_miss(worker, client, request, "far-ahead").await;
+        return pass_miss(worker, client, request, "far-ahead").await;
     }
-    count_miss(worker, request, seen.len, "collapsed");
-    Stats::add(&worker.stats.coalesced, 1);
+    log_miss(worker, request, seen.len, "collapsed");
     deliver(worker, client, request, (reader, &seen, &stored), Source::Miss).await
 }
 
@@ -140,7 +153,7 @@ async fn miss(
         Ok(fetched) => fetched,
         Err(error) => {
             lease.fail(Failure::Source(error.to_string().into()));
-            count_miss(worker, request, None, "upstream-failed");
+            log_miss(worker, request, None, "upstream-failed");
             Stats::add(&worker.stats.errors, 1);
             tracing::warn!(host = %request.url.host, path = %request.url.path(), %error,
                 "upstream failed");
@@ -157,22 +170,27 @@ async fn miss(
         worker.policy.admit_answer(&request.ask(), digest.as_ref(), head.status, &head.fields, len);
     if let Err(reason) = admitted {
         lease.decline();
-        count_miss(worker, request, len, reason.name());
+        log_miss(worker, request, len, reason.name());
         return pass::relay_answer(worker, client, request, fetched, digest.as_ref()).await;
     }
-    let stored = head_to_store(request, &head.fields, digest.as_ref());
+    let stored = with_our_own(request, policy::stored_fields(&head.fields), digest.as_ref());
+    // Whoever caused the answer gets all of it, what belongs to that one answer included.
+    let mut whole = head.fields.clone();
+    policy::pass_response(&mut whole);
+    whole.remove("content-length");
+    let whole = with_our_own(request, whole, digest.as_ref());
     let mut bytes = Vec::new();
     stored.write_to(&mut bytes);
     match lease.begin(bytes, len, digest.clone()).await {
         Ok((fill, reader)) => {
-            count_miss(worker, request, len, "absent");
+            log_miss(worker, request, len, "absent");
             monoio::spawn(store(Rc::clone(worker), recipe, fetched, fill));
             let Some(seen) = reader.glance() else { return Err(End::Broken) };
-            deliver(worker, client, request, (reader, &seen, &stored), Source::Miss).await
+            deliver(worker, client, request, (reader, &seen, &whole), Source::Miss).await
         }
         // The cache has said what is wrong.
         Err(_) => {
-            count_miss(worker, request, len, "cache-unavailable");
+            log_miss(worker, request, len, "cache-unavailable");
             pass::relay_answer(worker, client, request, fetched, digest.as_ref()).await
         }
     }
@@ -254,13 +272,13 @@ async fn pass_rest(
     }
 }
 
-async fn passed_miss(
+async fn pass_miss(
     worker: &Rc<Worker>,
     client: &Client,
     request: &Request,
     reason: &'static str,
 ) -> Result<(), End> {
-    count_miss(worker, request, None, reason);
+    log_miss(worker, request, None, reason);
     pass::pass(worker, client, request, reason).await
 }
 
@@ -270,14 +288,13 @@ async fn joined_failure(
     request: &Request,
     why: &Failure,
 ) -> Result<(), End> {
-    count_miss(worker, request, None, "collapsed");
-    Stats::add(&worker.stats.coalesced, 1);
+    log_miss(worker, request, None, "collapsed");
     let message = format!("upstream: {why}");
     request.answer(client, &Answer::new(503, "UPSTREAM_UNAVAILABLE", message)).await
 }
 
-fn count_miss(worker: &Worker, request: &Request, size: Option<u64>, reason: &'static str) {
-    Stats::add(&worker.stats.misses, 1);
+/// Says why a request was a miss; counted it was when that was known.
+fn log_miss(worker: &Worker, request: &Request, size: Option<u64>, reason: &'static str) {
     worker.stats.observe(Outcome::Miss, request.started.elapsed());
     let (host, path) = (&request.url.host, request.url.path());
     tracing::info!(%host, %path, size, %reason, "cache miss");
@@ -303,12 +320,12 @@ fn fits(request: &Request, stored: &Fields) -> bool {
             .is_some_and(|kind| !kind.eq_ignore_ascii_case(b"application/octet-stream"))
 }
 
-/// The fields that are kept, and those that every answer from this entry has.
-fn head_to_store(request: &Request, upstream: &Fields, digest: Option<&Digest>) -> Fields {
-    let mut stored = policy::stored_fields(upstream);
+/// Adds the fields that every answer from this entry has.
+fn with_our_own(request: &Request, mut fields: Fields, digest: Option<&Digest>) -> Fields {
+    let typed = fields.contains("content-type");
     let mut set = |name: &str, value: &str| {
         // Names and values here are our own and in order.
-        let _ = stored.set(name, value);
+        let _ = fields.set(name, value);
     };
     if let Some(digest) = digest {
         set("ETag", &format!("\"{digest}\""));
@@ -318,9 +335,9 @@ fn head_to_store(request: &Request, upstream: &Fields, digest: Option<&Digest>) 
         set("Docker-Distribution-Api-Version", "registry/2.0");
     }
     set("Accept-Ranges", "bytes");
-    if !upstream.contains("content-type") {
+    if !typed {
         set("Content-Type", "application/octet-stream");
     }
     set("Date", &httpdate::fmt_http_date(std::time::SystemTime::now()));
-    stored
+    fields
 }

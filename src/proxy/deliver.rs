@@ -154,7 +154,9 @@ impl Delivery<'_> {
             conn.write(&head).await.map_err(broken)?;
             return Ok(end - start);
         }
-        conn.write_parts(&[&head], end.is_some()).await.map_err(broken)?;
+        // Held back only for bytes that follow at once: a client must not wait for its head.
+        let more = end.is_some() && seen.written > start;
+        conn.write_parts(&[&head], more).await.map_err(broken)?;
         let sent = self.spans(&mut reader, &seen.body, framing).await?;
         match framing {
             Framing::Chunked => conn.write(LAST_CHUNK).await.map_err(broken)?,

@@ -191,7 +191,12 @@ async fn own_page(
             (None, Err(_)) => "PROXY:17080".to_owned(),
         };
         let body = page(&own);
-        let reply = Reply { status: 200, kind: "text/plain; charset=utf-8", body: body.as_bytes() };
+        let reply = Reply {
+            status: 200,
+            kind: "text/plain; charset=utf-8",
+            body: body.as_bytes(),
+            extra: "",
+        };
         reply.send(&client.conn, head.version, keep, with_body).await
     } else {
         let message = "this is a proxy: send it whole URLs (http://host/path) or CONNECT host:443";
