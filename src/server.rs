@@ -3,7 +3,7 @@
 //! What can fail at the start fails before anything listens: sockets are bound first and listen last.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Sender, channel};
@@ -13,6 +13,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use monoio::blocking::{BlockingTask, ThreadPool};
+use monoio::net::TcpListener;
 use monoio::{IoUringDriver, LegacyDriver, RuntimeBuilder};
 use socket2::{Domain, Protocol, Socket, Type};
 use thiserror::Error;
@@ -317,32 +318,41 @@ fn work(
     let say = |started| drop(ready.send(started));
     match uring {
         Some(mut runtime) => {
-            say(Ok("io_uring"));
-            runtime.block_on(run(shared, sockets, admin, "io_uring"));
+            runtime.block_on(run(shared, sockets, admin, "io_uring", say));
         }
         None => {
             let builder = RuntimeBuilder::<LegacyDriver>::new();
             match builder.enable_timer().attach_thread_pool(helpers()).build() {
-                Ok(mut runtime) => {
-                    say(Ok("epoll"));
-                    runtime.block_on(run(shared, sockets, admin, "epoll"));
-                }
+                Ok(mut runtime) => runtime.block_on(run(shared, sockets, admin, "epoll", say)),
                 Err(error) => say(Err(error)),
             }
         }
     }
 }
 
-async fn run(shared: &Shared, sockets: Vec<Socket>, admin: Option<Socket>, driver: &'static str) {
+async fn run(
+    shared: &Shared,
+    sockets: Vec<Socket>,
+    admin: Option<Socket>,
+    driver: &'static str,
+    say: impl FnOnce(io::Result<&'static str>),
+) {
     let drain = Rc::new(Drain::default());
     let worker = Rc::new(worker(shared, &drain));
-    for socket in sockets {
+    let listening: io::Result<Vec<_>> = sockets.into_iter().map(listen).collect();
+    let (listeners, admin) =
+        match listening.and_then(|all| Ok((all, admin.map(listen).transpose()?))) {
+            Ok(listening) => listening,
+            Err(error) => return say(Err(error)),
+        };
+    for listener in listeners {
         let limits = (shared.config.limits.max_connections, shared.connections);
-        monoio::spawn(accept_clients(Rc::clone(&worker), socket, limits));
+        monoio::spawn(accept_clients(Rc::clone(&worker), listener, limits));
     }
-    if let Some(socket) = admin {
-        monoio::spawn(accept_admin(Rc::new(admin_of(shared, &drain, driver)), socket));
+    if let Some(listener) = admin {
+        monoio::spawn(accept_admin(Rc::new(admin_of(shared, &drain, driver)), listener));
     }
+    say(Ok(driver));
     let sweeping = Rc::clone(&worker);
     monoio::spawn(async move {
         loop {
@@ -407,9 +417,13 @@ fn admin_of(shared: &Shared, drain: &Rc<Drain>, driver: &'static str) -> Admin {
 
 /// `refuse_at`: open connections from which on new ones are closed at once; `wait_at`: from which on
 /// they wait to be accepted, since there are no descriptors to serve them.
-async fn accept_clients(worker: Rc<Worker>, socket: Socket, (refuse_at, wait_at): (usize, usize)) {
+async fn accept_clients(
+    worker: Rc<Worker>,
+    listener: TcpListener,
+    (refuse_at, wait_at): (usize, usize),
+) {
     let drain = Rc::clone(&worker.drain);
-    accept(&drain, socket, async |conn: Conn| {
+    accept(&drain, listener, async |conn: Conn| {
         let stats = &worker.stats;
         let open = || stats.connections.load(Ordering::Relaxed);
         if open() >= refuse_at as u64 {
@@ -431,25 +445,20 @@ async fn accept_clients(worker: Rc<Worker>, socket: Socket, (refuse_at, wait_at)
     .await;
 }
 
-async fn accept_admin(admin: Rc<Admin>, socket: Socket) {
+async fn accept_admin(admin: Rc<Admin>, listener: TcpListener) {
     let drain = Rc::clone(&admin.drain);
-    accept(&drain, socket, async |conn: Conn| {
+    accept(&drain, listener, async |conn: Conn| {
         monoio::spawn(guarded(Rc::clone(&admin).serve(conn)));
     })
     .await;
 }
 
-async fn accept(drain: &Drain, socket: Socket, each: impl AsyncFn(Conn)) {
-    let listener = socket
-        .listen(BACKLOG)
-        .and_then(|()| monoio::net::TcpListener::from_std(TcpListener::from(socket)));
-    let listener = match listener {
-        Ok(listener) => listener,
-        Err(error) => {
-            tracing::error!(%error, "a bound socket can't listen");
-            std::process::exit(1);
-        }
-    };
+fn listen(socket: Socket) -> io::Result<TcpListener> {
+    socket.listen(BACKLOG)?;
+    TcpListener::from_std(socket.into())
+}
+
+async fn accept(drain: &Drain, listener: TcpListener, each: impl AsyncFn(Conn)) {
     let mut complained = false;
     loop {
         match race(listener.accept(), drain.begun()).await {

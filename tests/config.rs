@@ -5,8 +5,9 @@ mod support;
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::Write;
 use std::net::TcpListener;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 use serde_json::{Value, json};
@@ -333,7 +334,14 @@ fn half_a_ca_is_refused_and_kept() {
         fs::create_dir(&folder).expect("certs");
         for (name, content) in [("ca.crt", certificate), ("ca.key", key)] {
             if let Some(content) = content {
-                fs::write(folder.join(name), content).expect(name);
+                let mut options = fs::OpenOptions::new();
+                let mut file = options
+                    .write(true)
+                    .create(true)
+                    .mode(0o600)
+                    .open(folder.join(name))
+                    .expect(name);
+                file.write_all(content).expect(name);
             }
         }
         let before = names_in(&folder);

@@ -1,8 +1,8 @@
 //! An entry: what every reader of the same bytes shares. It is a file that grows, a head that is
 //! opaque here, and progress that is always said and never inferred.
 //!
-//! *written*: bytes readers may take. It only grows, and while a digest is still to be proven it
-//! stays [`HELD_BACK`] short of the end, so that nobody ever receives the whole of a wrong body.
+//! *written*: bytes readers may take. It only grows, and until a body is proven and stored it stays
+//! [`HELD_BACK`] short of the end, so that nobody ever receives the whole of a wrong body.
 //!
 //! Wakers and a std mutex are all that is used: no runtime, and a test can poll it by hand.
 
@@ -15,7 +15,7 @@ use std::time::SystemTime;
 use super::Failure;
 use crate::key::Key;
 
-/// Bytes of a body under proof that no reader sees before its digest agrees.
+/// Bytes at the end of a body that no reader sees before its digest agrees and it is stored.
 pub const HELD_BACK: u64 = 16 * 1024;
 
 /// The bytes of an entry and what goes with them.

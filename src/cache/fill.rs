@@ -159,10 +159,11 @@ impl Fill {
             Failure::Storage(error)
         })?;
         self.at = end;
-        let shown = match (&self.proof, self.len) {
-            (Some(_), Some(len)) => end.min(len.saturating_sub(HELD_BACK)),
-            (Some(_), None) => end.saturating_sub(HELD_BACK),
-            (None, _) => end,
+        // The end is held back for the proof; without one, so that whoever has the whole of a body
+        // finds it stored when he asks again.
+        let shown = match self.len {
+            Some(len) => end.min(len.saturating_sub(HELD_BACK)),
+            None => end.saturating_sub(HELD_BACK),
         };
         let body = Arc::clone(&self.body);
         self.entry.advance(Phase::Growing { body, written: shown, len: self.len });

@@ -98,6 +98,19 @@ impl Reader {
         self.end
     }
 
+    /// Waits until the entry has ended, well or not.
+    pub async fn ended(&mut self) -> Result<(), Failure> {
+        poll_fn(|cx| {
+            self.entry.poll(&mut self.slot, cx, |phase| match phase {
+                Phase::Pending | Phase::Growing { .. } => None,
+                Phase::Complete { .. } => Some(Ok(())),
+                Phase::Failed(why) => Some(Err(why.clone())),
+                Phase::Declined | Phase::Abandoned => Some(Err(Failure::NeverBegun)),
+            })
+        })
+        .await
+    }
+
     /// Waits for the next span, at most `max` bytes long; `None` at the end.
     pub async fn next(&mut self, max: u64) -> Result<Option<Span>, Failure> {
         poll_fn(|cx| self.poll_next(max, cx)).await

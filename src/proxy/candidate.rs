@@ -12,7 +12,7 @@ use super::exchange::Request;
 use super::pass::{self, Down, Proof};
 use super::session::{Client, End};
 use super::store::{resumed_at, store};
-use crate::cache::{Body, Failure, Lease, Lookup, NoHead, Reader, Seen};
+use crate::cache::{Body, Failure, HELD_BACK, Lease, Lookup, NoHead, Reader, Seen};
 use crate::http::{Fields, Framing, HeadLimits, Parsed, parse_response};
 use crate::key::{Digest, Key};
 use crate::net::BodyReader;
@@ -103,7 +103,7 @@ pub async fn get_request(
 }
 
 async fn hit(
-    worker: &Worker,
+    worker: &Rc<Worker>,
     client: &Client,
     request: &Request,
     reader: Reader,
@@ -197,12 +197,28 @@ async fn miss(
 }
 
 async fn deliver(
-    worker: &Worker,
+    worker: &Rc<Worker>,
     client: &Client,
     request: &Request,
-    (reader, seen, stored): (Reader, &Seen, &Fields),
+    (mut reader, seen, stored): (Reader, &Seen, &Fields),
     source: Source,
 ) -> Result<(), End> {
+    let mut latest = None;
+    if source == Source::Miss && seen.len.is_some_and(|len| len <= HELD_BACK) {
+        // All of it is held back: then the head can wait too, and tell of a failure.
+        match reader.ended().await {
+            Ok(()) => latest = reader.glance(),
+            Err(Failure::Storage(_)) => {
+                return pass::pass(worker, client, request, "storage").await;
+            }
+            Err(why) => {
+                let host = request.url.authority();
+                let answer = Answer::new(502, "UPSTREAM_BODY", format!("upstream {host}: {why}"));
+                return request.answer(client, &answer).await;
+            }
+        }
+    }
+    let seen = latest.as_ref().unwrap_or(seen);
     let part = Part::wanted(&request.head, stored, seen.len);
     let keep_alive = request.keep_alive;
     let delivery =

@@ -32,6 +32,9 @@ use crate::net::{Ca, Conn, Dialer, NetError, Parent, resolve};
 use crate::policy::{Listeners, Policy};
 use crate::stats::Stats;
 
+/// How long a name look-up may hold a CONNECT up that will be answered without one.
+const JUDGE_MAX: Duration = Duration::from_secs(2);
+
 /// Limits of the proxy, from the configuration.
 #[derive(Clone, Debug)]
 pub struct Limits {
@@ -108,7 +111,7 @@ impl Worker {
         let Some(parent) = self.parent(host) else {
             return self.dialer.tunnel(host, port, None, &permit).await;
         };
-        self.judge_behind_parent(host, port, &permit).await?;
+        self.judge(host, port, listed).await?;
         self.dialer.tunnel(host, port, Some(&parent), &|_| Ok(())).await
     }
 
@@ -119,22 +122,24 @@ impl Worker {
         let Some(parent) = self.parent(&url.host) else {
             return self.dialer.dial(&url.origin(), None, &permit).await;
         };
-        self.judge_behind_parent(&url.host, url.port, &permit).await?;
+        self.judge(&url.host, url.port, listed).await?;
         self.dialer.dial(&url.origin(), Some(&parent), &|_| Ok(())).await
     }
 
-    async fn judge_behind_parent(
-        &self,
-        host: &Host,
-        port: u16,
-        permit: &dyn Fn(SocketAddr) -> Result<(), Box<str>>,
-    ) -> Result<(), NetError> {
-        // A name that only the parent can resolve is the parent's to judge.
-        let addresses = resolve(host, self.limits.connect_timeout).await.unwrap_or_default();
+    /// Says whether `host` has an address that may be connected to, as far as that can be known without
+    /// connecting. A name that does not resolve here passes: stored entries are served all the same,
+    /// and a parent may know it.
+    async fn judge(&self, host: &Host, port: u16, listed: bool) -> Result<(), NetError> {
+        let limit = JUDGE_MAX.min(self.limits.connect_timeout);
+        let addresses = resolve(host, limit).await.unwrap_or_default();
+        let mut verdict = Ok(());
         for address in addresses {
-            permit(SocketAddr::new(address, port)).map_err(NetError::Denied)?;
+            match self.permit(host, SocketAddr::new(address, port), listed) {
+                Ok(()) => return Ok(()),
+                Err(why) => verdict = Err(NetError::Denied(why)),
+            }
         }
-        Ok(())
+        verdict
     }
 
     fn is_own_listener(&self, address: SocketAddr) -> bool {

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::answer::Answer;
 use super::exchange::exchange;
@@ -12,12 +12,12 @@ use crate::http::{Method, Version};
 use crate::net::{Conn, Either, NetError, race};
 use crate::stats::Stats;
 
-/// What is read and thrown away after an answer that ends the connection, so that the client gets to
-/// see the answer before a reset.
-const LINGER_BYTES: usize = 256 * 1024;
+/// How long what a client still sends is read and thrown away after an answer that ends the
+/// connection, so that the client gets to see the answer before a reset.
+const LINGER_TIME: Duration = Duration::from_secs(30);
 
-/// How long that may take.
-const LINGER_TIME: Duration = Duration::from_secs(2);
+/// How long it may be silent meanwhile.
+const LINGER_SILENCE: Duration = Duration::from_secs(2);
 
 /// A client on an open connection.
 pub struct Client {
@@ -139,14 +139,13 @@ async fn unreadable(worker: &Worker, client: &Client, error: &NetError) -> End {
 /// with unread bytes would reset the connection and could take the answer with it.
 async fn linger(conn: &Conn) {
     conn.finish().await;
-    conn.set_patience(LINGER_TIME);
-    let mut thrown = 0;
-    let mut buf = Vec::new();
-    while thrown < LINGER_BYTES
+    conn.set_patience(LINGER_SILENCE);
+    let begun = Instant::now();
+    let mut buf = Vec::with_capacity(16 * 1024);
+    while begun.elapsed() < LINGER_TIME
         && let Ok(got) = conn.read(&mut buf, 16 * 1024).await
         && got > 0
     {
-        thrown += got;
         buf.clear();
     }
 }

@@ -32,6 +32,10 @@ pub async fn connect(worker: &Rc<Worker>, client: &Client, head: RequestHead) ->
         }
     };
     if worker.policy.intercepts(&host) {
+        if let Err(error) = worker.judge(&host, port, listed).await {
+            tracing::info!(client = %client.ip(), %host, %error, "refused");
+            return refuse(worker, client, &Answer::upstream(&host.to_string(), &error)).await;
+        }
         Stats::add(&worker.stats.intercepted, 1);
         return Err(End::Opened(Url { scheme: Scheme::Https, host, port, target: "/".into() }));
     }
