@@ -344,34 +344,25 @@ impl Conn {
         let _ = socket2::SockRef::from(&self.socket()).set_linger(Some(Duration::ZERO));
     }
 
-    /// Waits until the peer sent something or is gone, as long as that may take.
+    /// Waits until the peer sent something for us or is gone, as long as that may take. What concerns
+    /// TLS alone (tickets, key updates) is taken in and waited past.
     pub async fn stirs(&self) {
-        if self.unused() == 0 && self.rx.borrow().end.is_none() {
-            // An error here is an error of the next read.
-            let _ = self.io.readable(false).await;
+        while self.unused() == 0 {
+            match self.receive_more() {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    if self.io.readable(false).await.is_err() {
+                        return;
+                    }
+                }
+                // An error here is an error of the next read, too.
+                Ok(_) | Err(_) => return,
+            }
         }
     }
 
     async fn more_within(&self, limit: Duration, what: &'static str) -> Result<usize, NetError> {
         loop {
-            let got = {
-                let mut rx = self.rx.borrow_mut();
-                if rx.end.is_some() {
-                    return Ok(0);
-                }
-                let mut buf = std::mem::take(&mut rx.buf);
-                let room = buf.len().max(READ_MIN);
-                buf.reserve(room);
-                drop(rx);
-                let got = self.receive(&mut buf, room);
-                let mut rx = self.rx.borrow_mut();
-                rx.buf = buf;
-                if rx.buf.is_empty() {
-                    rx.buf = Vec::new();
-                }
-                got
-            };
-            match got {
+            match self.receive_more() {
                 Ok(got) => return Ok(got),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.readable(limit, what).await?;
@@ -379,6 +370,18 @@ impl Conn {
                 Err(error) => return Err(self.read_failed(error).await),
             }
         }
+    }
+
+    /// One try to read behind what is unused.
+    fn receive_more(&self) -> io::Result<usize> {
+        let mut buf = std::mem::take(&mut self.rx.borrow_mut().buf);
+        let room = buf.len().max(READ_MIN);
+        buf.reserve(room);
+        let got = self.receive(&mut buf, room);
+        if !buf.is_empty() {
+            self.rx.borrow_mut().buf = buf;
+        }
+        got
     }
 
     async fn readable(&self, limit: Duration, what: &'static str) -> Result<(), NetError> {
