@@ -339,6 +339,9 @@ async fn run(
 ) {
     let drain = Rc::new(Drain::default());
     let worker = Rc::new(worker(shared, &drain));
+    // The epoll driver tries its calls and waits only then; the io_uring one wants them to wait.
+    let nonblocking = driver != "io_uring";
+    let listen = |socket: Socket| listen(socket, nonblocking);
     let listening: io::Result<Vec<_>> = sockets.into_iter().map(listen).collect();
     let (listeners, admin) =
         match listening.and_then(|all| Ok((all, admin.map(listen).transpose()?))) {
@@ -453,7 +456,8 @@ async fn accept_admin(admin: Rc<Admin>, listener: TcpListener) {
     .await;
 }
 
-fn listen(socket: Socket) -> io::Result<TcpListener> {
+fn listen(socket: Socket, nonblocking: bool) -> io::Result<TcpListener> {
+    socket.set_nonblocking(nonblocking)?;
     socket.listen(BACKLOG)?;
     TcpListener::from_std(socket.into())
 }
