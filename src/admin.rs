@@ -1,7 +1,8 @@
 //! The admin listener: health, statistics, deletion.
 //!
 //! It is reached from browsers too, by way of any page somebody has open: so it answers only to
-//! names that are its own (against DNS rebinding) and to pages from itself (against request forgery).
+//! names that are its own (against DNS rebinding) and to pages from itself (against request
+//! forgery).
 
 use std::rc::Rc;
 use std::sync::Arc;

@@ -2,10 +2,10 @@
 //!
 //! # The idea
 //!
-//! **A cache entry is a file that grows, and every client, the first one included, is a reader at its
-//! own offset.** One *fill* per key appends; any number of readers follow it; a finished entry is the
-//! same thing whose length has stopped changing. Hit, miss, joined miss and range are one body path:
-//! [`proxy`]'s `deliver`.
+//! **A cache entry is a file that grows, and every client, the first one included, is a reader at
+//! its own offset.** One *fill* per key appends; any number of readers follow it; a finished entry
+//! is the same thing whose length has stopped changing. Hit, miss, joined miss and range are one
+//! body path: [`proxy`]'s `deliver`.
 //!
 //! # Layers
 //!
@@ -13,10 +13,13 @@
 //! |---|---|---|
 //! | 3 | `main`, [`server`], [`logging`] | everything below |
 //! | 2 | [`proxy`], [`admin`] | layers 1 and 0 |
-//! | 1 | [`policy`], [`cache`], [`net`] | never each other; `policy`: http key config; `cache`: sys key stats; `net`: sys http |
+//! | 1 | [`policy`] | http, key, config |
+//! | 1 | [`cache`] | sys, key, stats |
+//! | 1 | [`net`] | sys, http |
 //! | 0 | [`sys`], [`http`], [`key`], [`stats`], [`config`] | nothing of the crate |
 //!
-//! `cache` knows bytes, not HTTP. `net` sends stretches of files and does not know what an entry is.
+//! `cache` knows bytes, not HTTP. `net` sends stretches of files and does not know what an entry
+//! is.
 //! `policy` decides and never does. Only `proxy` knows all three.
 //!
 //! # How a request flows
@@ -34,10 +37,11 @@
 //!
 //! # Threads
 //!
-//! One runtime thread per core, each with listeners of its own (`SO_REUSEPORT`), upstream connections
-//! of its own, and the fills its clients began. [`cache::Cache`], its entries and [`stats::Stats`] are
-//! all that is shared. What blocks runs on helper threads: names, files being opened, named and
-//! removed. The janitor thread unlinks what was evicted and writes down last uses.
+//! One runtime thread per core, each with listeners of its own (`SO_REUSEPORT`), upstream
+//! connections of its own, and the fills its clients began. [`cache::Cache`], its entries and
+//! [`stats::Stats`] are all that is shared. What blocks runs on helper threads: names, files being
+//! opened, named and removed. The janitor thread unlinks what was evicted and writes down last
+//! uses.
 
 #![deny(unsafe_code)]
 #![warn(missing_docs)]

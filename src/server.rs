@@ -1,6 +1,7 @@
 //! The process: listeners, one runtime thread per core, signals, the end.
 //!
-//! What can fail at the start fails before anything listens: sockets are bound first and listen last.
+//! What can fail at the start fails before anything listens: sockets are bound first and listen
+//! last.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -418,8 +419,8 @@ fn admin_of(shared: &Shared, drain: &Rc<Drain>, driver: &'static str) -> Admin {
     }
 }
 
-/// `refuse_at`: open connections from which on new ones are closed at once; `wait_at`: from which on
-/// they wait to be accepted, since there are no descriptors to serve them.
+/// `refuse_at`: open connections from which on new ones are closed at once; `wait_at`: from which
+/// on they wait to be accepted, since there are no descriptors to serve them.
 async fn accept_clients(
     worker: Rc<Worker>,
     listener: TcpListener,

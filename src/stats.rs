@@ -32,7 +32,8 @@ impl Outcome {
 
 macro_rules! counters {
     ($($(#[doc = $doc:literal])+ $name:ident,)+) => {
-        /// The counters. All only grow, but for `connections` and `tunnels`, which say what is open.
+        /// The counters. All only grow, but for `connections` and `tunnels`, which say what is
+        /// open.
         #[derive(Default)]
         pub struct Stats {
             $($(#[doc = $doc])+ pub $name: AtomicU64,)+

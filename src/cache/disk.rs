@@ -10,7 +10,8 @@
 //! ```
 //!
 //! The appearance of the body's final name is the commit; its `.meta` is there before it. The
-//! modification time of the body is its last use. Everything here blocks: it runs on helper threads.
+//! modification time of the body is its last use. Everything here blocks: it runs on helper
+//! threads.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, BufRead, BufReader, Read};
@@ -200,8 +201,8 @@ impl Disk {
         File::open(self.path(key))?.set_modified(time)
     }
 
-    /// Goes through all stored bodies in no order. A `.meta` whose body never came (the process died
-    /// between the two names) is removed; what is no entry's file is left alone.
+    /// Goes through all stored bodies in no order. A `.meta` whose body never came (the process
+    /// died between the two names) is removed; what is no entry's file is left alone.
     pub(super) fn scan(&self, mut each: impl FnMut(Seen)) -> io::Result<()> {
         let begun = SystemTime::now();
         for folder in FOLDERS {

@@ -8,7 +8,7 @@ use std::time::SystemTime;
 use super::entry::{Body, Entry, HELD_BACK, Phase};
 use super::janitor::Job;
 use super::{Cache, CacheError, Failure, Inner, Reader, lock, now_ms};
-use crate::key::{Digest, Hasher};
+use crate::key::{Digest, Hasher, Key};
 use crate::stats::Stats;
 
 /// Room set aside at a time for a body whose length is not known.
@@ -36,8 +36,8 @@ impl Lease {
         self.end(Phase::Failed(why));
     }
 
-    /// Begins to store a body of `len` bytes, where that is known, that must hash to `digest`, where
-    /// one is given. `head` is handed back to readers as it is.
+    /// Begins to store a body of `len` bytes, where that is known, that must hash to `digest`,
+    /// where one is given. `head` is handed back to readers as it is.
     ///
     /// Where the file can't be made the lease is declined.
     pub async fn begin(
@@ -53,9 +53,8 @@ impl Lease {
             index.reserve(reserved);
             index.shrink(cache.inner.options.max_size)
         };
-        cache.discard(evicted);
         let inner = Arc::clone(&cache.inner);
-        let made = cache.help(move || make_part(&inner, reserved)).await;
+        let made = cache.help(move || make_part(&inner, reserved, &evicted)).await;
         let made = made.and_then(|made| made).and_then(|(file, part)| {
             let writer = file.try_clone().and_then(monoio::fs::File::from_std);
             Ok((file, part, writer?))
@@ -133,7 +132,8 @@ impl Fill {
         self.at
     }
 
-    /// Whether the bytes are to be proven by a digest, so that it does not matter where they are from.
+    /// Whether the bytes are to be proven by a digest, so that it does not matter where they are
+    /// from.
     pub fn is_proven(&self) -> bool {
         self.proof.is_some()
     }
@@ -268,7 +268,8 @@ impl Drop for Fill {
     }
 }
 
-/// Gives the file its name and the index its entry, as one step. False where it was removed meanwhile.
+/// Gives the file its name and the index its entry, as one step. False where it was removed
+/// meanwhile.
 fn store(
     inner: &Inner,
     entry: &Arc<Entry>,
@@ -287,8 +288,17 @@ fn store(
     Ok(true)
 }
 
-/// Makes the file of a fill, and room for `need` bytes on the file system.
-fn make_part(inner: &Inner, need: u64) -> Result<(std::fs::File, PathBuf), CacheError> {
+/// Makes the file of a fill, and room for `need` bytes on the file system. What was evicted for it
+/// goes first, so that the directory is never larger than it may be.
+fn make_part(
+    inner: &Inner,
+    need: u64,
+    evicted: &[Key],
+) -> Result<(std::fs::File, PathBuf), CacheError> {
+    Stats::add(&inner.stats.evictions, evicted.len() as u64);
+    for key in evicted {
+        inner.unlink(key);
+    }
     let made = inner.disk.create_part()?;
     if let Err(error) = inner.make_room(need) {
         // Nobody else knows of the file yet; what counts is the first error.

@@ -148,7 +148,8 @@ impl Index {
         self.reserved = self.reserved.saturating_sub(bytes);
     }
 
-    /// Takes out the least recently used entries until what is stored and set aside is at most `max`.
+    /// Takes out the least recently used entries until what is stored and set aside is at most
+    /// `max`.
     pub(super) fn shrink(&mut self, max: u64) -> Vec<Key> {
         self.evict(self.stored.saturating_add(self.reserved).saturating_sub(max))
     }

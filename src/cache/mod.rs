@@ -1,12 +1,12 @@
 //! The cache: bytes under a [`Key`], on disk, shared by everyone who asks.
 //!
-//! Words: an *entry* is a file that grows and then is complete. A *lease* is the sole right to fill a
-//! key; a *fill* is the sole writing end of an entry; a *reader* is a position in one; a *span* is a
-//! stretch a reader may send now. To *evict* is to unlink: readers keep their descriptor.
+//! Words: an *entry* is a file that grows and then is complete. A *lease* is the sole right to fill
+//! a key; a *fill* is the sole writing end of an entry; a *reader* is a position in one; a *span*
+//! is a stretch a reader may send now. To *evict* is to unlink: readers keep their descriptor.
 //!
-//! What must stay true: at most one lease per key; only a [`Fill`] writes; a stored entry agrees with
-//! its digest; what is stored and set aside stays within `max_size`, but for fills in progress. The
-//! cache knows bytes, not HTTP: a stored head is opaque here.
+//! What must stay true: at most one lease per key; only a [`Fill`] writes; a stored entry agrees
+//! with its digest; what is stored and set aside stays within `max_size`, but for fills in
+//! progress. The cache knows bytes, not HTTP: a stored head is opaque here.
 
 mod disk;
 mod entry;
@@ -150,8 +150,8 @@ struct Inner {
 impl Cache {
     /// Opens the cache directory for this process alone. The error says which path, and why.
     ///
-    /// What is stored is not known yet: run [`Cache::scan`] on a thread of its own. Until it is done
-    /// lookups ask the disk.
+    /// What is stored is not known yet: run [`Cache::scan`] on a thread of its own. Until it is
+    /// done lookups ask the disk.
     pub fn open(options: Options, stats: Arc<Stats>) -> io::Result<Cache> {
         let disk = Disk::open(&options.dir)?;
         let inner = Arc::new(Inner {
@@ -226,7 +226,8 @@ impl Cache {
         Lease::new(self.clone(), entry)
     }
 
-    /// Removes an entry, and keeps a fill in progress from being stored. Whether there was an entry.
+    /// Removes an entry, and keeps a fill in progress from being stored. Whether there was an
+    /// entry.
     pub async fn remove(&self, key: &Key) -> Result<Option<u64>, CacheError> {
         let (inner, key) = (Arc::clone(&self.inner), key.clone());
         self.help(move || inner.remove(&key)).await?
@@ -375,7 +376,7 @@ impl Inner {
             Err(error) => {
                 Stats::add(&self.stats.errors, 1);
                 if !self.ailing.swap(true, Ordering::Relaxed) {
-                    tracing::error!(%error, "caching fails: answers are passed on uncached until it works");
+                    tracing::error!(%error, "caching fails: answers pass uncached");
                 }
             }
         }

@@ -1,4 +1,5 @@
-//! A message's body, read off a connection piece by piece as its framing says (RFC 9112, section 6).
+//! A message's body, read off a connection piece by piece as its framing says (RFC 9112, section
+//! 6).
 
 use super::{Conn, NetError};
 use crate::http::{Chunk, Chunks, Fields, Framing};

@@ -49,8 +49,8 @@ pub enum CaError {
     },
     /// One of the two files is missing.
     #[error(
-        "{} is there but {} is not: put it back, or remove both to have a new CA made (clients must \
-         then trust the new certificate)", there.display(), missing.display()
+        "{} is there but {} is not: put it back, or remove both to have a new CA made (clients \
+         must then trust the new certificate)", there.display(), missing.display()
     )]
     Half {
         /// The file that is there.

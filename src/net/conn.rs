@@ -1,7 +1,7 @@
 //! One peer's byte stream, plain or TLS, with what was read and not yet used.
 //!
-//! All methods take `&self`: at most one future reads and one writes at a time. The cells inside are
-//! never borrowed across an await.
+//! All methods take `&self`: at most one future reads and one writes at a time. The cells inside
+//! are never borrowed across an await.
 
 use std::cell::{Cell, RefCell};
 use std::io::{self, IoSlice};
@@ -220,8 +220,8 @@ impl Conn {
         self.more_within(self.patience.get(), "the next byte").await
     }
 
-    /// Appends to `out` what was read already, or else what the peer sends next, at most `max` bytes;
-    /// 0 at the end of the stream.
+    /// Appends to `out` what was read already, or else what the peer sends next, at most `max`
+    /// bytes; 0 at the end of the stream.
     pub async fn read(&self, out: &mut Vec<u8>, max: usize) -> Result<usize, NetError> {
         {
             let mut rx = self.rx.borrow_mut();
@@ -344,8 +344,8 @@ impl Conn {
         let _ = socket2::SockRef::from(&self.socket()).set_linger(Some(Duration::ZERO));
     }
 
-    /// Waits until the peer sent something for us or is gone, as long as that may take. What concerns
-    /// TLS alone (tickets, key updates) is taken in and waited past.
+    /// Waits until the peer sent something for us or is gone, as long as that may take. What
+    /// concerns TLS alone (tickets, key updates) is taken in and waited past.
     pub async fn stirs(&self) {
         while self.unused() == 0 {
             match self.receive_more() {

@@ -135,8 +135,8 @@ impl Dialer {
 
     /// A new connection to `origin`. Every address is judged by `permit` right before it is used.
     ///
-    /// Through a parent, a connection for TLS is a tunnel, any other one is to the parent itself and
-    /// wants requests in absolute form.
+    /// Through a parent, a connection for TLS is a tunnel, any other one is to the parent itself
+    /// and wants requests in absolute form.
     pub async fn dial(
         &self,
         origin: &Origin,
@@ -152,7 +152,8 @@ impl Dialer {
         Ok(conn)
     }
 
-    /// A new connection that carries bytes to `host` and `port`, through the parent if there is one.
+    /// A new connection that carries bytes to `host` and `port`, through the parent if there is
+    /// one.
     pub async fn tunnel(
         &self,
         host: &Host,

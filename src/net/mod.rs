@@ -1,10 +1,10 @@
 //! Byte streams to peers: plain or TLS, incoming or outgoing, and stretches of files into them.
 //!
-//! A [`Conn`] is one peer. It reads heads and bodies with the limits of `http`, and knows nothing of
-//! entries or rules. Reads and writes are tried first (`MSG_DONTWAIT`) and waited for only when the
-//! kernel has nothing: an idle connection pins no buffer, and a wait that is dropped loses no bytes,
-//! so that both directions of a connection can be waited for at once. Every wait has a limit that
-//! counts progress.
+//! A [`Conn`] is one peer. It reads heads and bodies with the limits of `http`, and knows nothing
+//! of entries or rules. Reads and writes are tried first (`MSG_DONTWAIT`) and waited for only when
+//! the kernel has nothing: an idle connection pins no buffer, and a wait that is dropped loses no
+//! bytes, so that both directions of a connection can be waited for at once. Every wait has a limit
+//! that counts progress.
 
 mod body;
 mod ca;

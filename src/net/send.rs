@@ -1,5 +1,5 @@
-//! A stretch of a file into a connection: `sendfile` for plain ones, large reads and large TLS writes
-//! for others. Nobody else chooses.
+//! A stretch of a file into a connection: `sendfile` for plain ones, large reads and large TLS
+//! writes for others. Nobody else chooses.
 
 use std::fs::File;
 use std::io;

@@ -89,8 +89,8 @@ impl Tls {
         }
     }
 
-    /// Takes in one read's worth of ciphertext, which need not hold any plaintext. Returns its length,
-    /// 0 at the end of the stream.
+    /// Takes in one read's worth of ciphertext, which need not hold any plaintext. Returns its
+    /// length, 0 at the end of the stream.
     pub(super) fn advance(
         &mut self,
         socket: BorrowedFd<'_>,

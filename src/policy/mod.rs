@@ -1,17 +1,19 @@
 //! Policy decides and never does: no IO, no await, no clock, no log.
 //!
 //! `access` says which clients, hosts and addresses are served, `admission` which requests and
-//! answers are stored and under which key, `rewrite` which fields change or stay behind.
+//! answers are stored and under which key, `rewrite` which fields change or stay behind, `rights`
+//! who may have what is stored.
 //!
 //! A *candidate* is a request whose answer may be stored; a *refusal* is what the proxy will not
 //! do for this client; a *reason* is why something is not stored.
 //!
 //! What must stay true: a [`Policy`] is compiled from a `Config` once and never changes; the same
-//! question always has the same answer.
+//! question always has the same answer. [`rights::Rights`] alone remembers what it was told.
 
 mod access;
 mod admission;
 mod rewrite;
+pub mod rights;
 
 use std::sync::Arc;
 

@@ -34,8 +34,8 @@ impl Answer {
         Answer { status, code, message: message.into() }
     }
 
-    /// What to say about an upstream that failed: 504 for time-outs, 403 for what is not allowed, 503
-    /// where a retry makes sense, else 502.
+    /// What to say about an upstream that failed: 504 for time-outs, 403 for what is not allowed,
+    /// 503 where a retry makes sense, else 502.
     pub fn upstream(host: &str, error: &NetError) -> Answer {
         let (status, code) = match error {
             NetError::Denied(_) => (403, "DENIED"),
@@ -166,7 +166,8 @@ pub fn page(own: &str) -> String {
         "discobot-proxy: a caching proxy for container registries.\n\n\
          Point a client at it:\n\n  \
          docker    /etc/docker/daemon.json:\n            \
-         {{\"proxies\": {{\"http-proxy\": \"http://{own}\", \"https-proxy\": \"http://{own}\"}}}}\n  \
+         {{\"proxies\": {{\"http-proxy\": \"http://{own}\",\n                         \
+         \"https-proxy\": \"http://{own}\"}}}}\n  \
          others    HTTPS_PROXY=http://{own}\n\n\
          The client must trust the proxy's CA: the file ca.crt on this host\n\
          (`discobot-proxy ca` prints it). Statistics are on the admin port.\n"

@@ -95,8 +95,8 @@ impl Fetched {
 }
 
 impl Recipe {
-    /// Makes the request without a body, follows redirects, and reads the head of the answer that is
-    /// none. `from`: only the bytes from there on.
+    /// Makes the request without a body, follows redirects, and reads the head of the answer that
+    /// is none. `from`: only the bytes from there on.
     pub async fn fetch(&self, worker: &Worker, from: Option<u64>) -> Result<Fetched, FetchError> {
         let mut url = self.url.clone();
         let mut fields = self.fields.clone();

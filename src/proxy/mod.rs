@@ -1,9 +1,9 @@
 //! The proxy: one client connection after another, one request after another.
 //!
 //! Only this layer knows policy, cache and net together, says whose fault a failure is, and picks a
-//! status. `session` loops over a connection's requests; `exchange` chooses a request's route: past the
-//! cache (`pass`), into a `tunnel`, or, for a `candidate`, to the entry (`deliver`) that it found or
-//! has filled (`store`).
+//! status. `session` loops over a connection's requests; `exchange` chooses a request's route: past
+//! the cache (`pass`), into a `tunnel`, or, for a `candidate`, to the entry (`deliver`) that it
+//! found or has filled (`store`).
 
 mod answer;
 mod candidate;
@@ -104,8 +104,8 @@ impl Worker {
 
     /// A new connection that carries bytes to `host` and `port`.
     ///
-    /// With a parent the destination's addresses are judged as far as they are known here: the parent
-    /// resolves the name itself. Its own address is the operator's choice and not judged.
+    /// With a parent the destination's addresses are judged as far as they are known here: the
+    /// parent resolves the name itself. Its own address is the operator's choice and not judged.
     async fn tunnel(&self, host: &Host, port: u16, listed: bool) -> Result<Conn, NetError> {
         let permit = |address: SocketAddr| self.permit(host, address, listed);
         let Some(parent) = self.parent(host) else {
@@ -126,9 +126,9 @@ impl Worker {
         self.dialer.dial(&url.origin(), Some(&parent), &|_| Ok(())).await
     }
 
-    /// Says whether `host` has an address that may be connected to, as far as that can be known without
-    /// connecting. A name that does not resolve here passes: stored entries are served all the same,
-    /// and a parent may know it.
+    /// Says whether `host` has an address that may be connected to, as far as that can be known
+    /// without connecting. A name that does not resolve here passes: stored entries are served all
+    /// the same, and a parent may know it.
     async fn judge(&self, host: &Host, port: u16, listed: bool) -> Result<(), NetError> {
         let limit = JUDGE_MAX.min(self.limits.connect_timeout);
         let addresses = resolve(host, limit).await.unwrap_or_default();

@@ -54,8 +54,8 @@ pub async fn pass(
     }
 }
 
-/// Sends an answer whose head has been read already. Where it is the whole of what `digest` names, its
-/// end is held back until the digest agrees.
+/// Sends an answer whose head has been read already. Where it is the whole of what `digest` names,
+/// its end is held back until the digest agrees.
 pub async fn relay_answer(
     worker: &Worker,
     client: &Client,
@@ -322,8 +322,8 @@ impl Down<'_> {
     }
 }
 
-/// Holds the last bytes of a body back until its digest agrees: nobody receives the whole of a wrong
-/// one, stored or not.
+/// Holds the last bytes of a body back until its digest agrees: nobody receives the whole of a
+/// wrong one, stored or not.
 pub struct Proof {
     digest: Digest,
     hasher: Hasher,

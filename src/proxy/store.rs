@@ -144,8 +144,8 @@ async fn resume(
     }
 }
 
-/// How many bytes at the start of an answer lie before `from`, which was asked for; `None` where the
-/// answer does not reach back to it.
+/// How many bytes at the start of an answer lie before `from`, which was asked for; `None` where
+/// the answer does not reach back to it.
 pub fn resumed_at(head: &ResponseHead, from: u64) -> Option<u64> {
     match head.status {
         200 => Some(from),

@@ -84,7 +84,8 @@ async fn relay_bytes(
     }
 }
 
-/// Opens the tunnel's TLS with a certificate for the host of the CONNECT, and serves what is inside.
+/// Opens the tunnel's TLS with a certificate for the host of the CONNECT, and serves what is
+/// inside.
 pub async fn open(worker: &Rc<Worker>, client: Client, fixed: Url) {
     let (ip, host) = (client.ip(), fixed.host.clone());
     if client.conn.write(ESTABLISHED).await.is_err() {

@@ -34,8 +34,8 @@ pub fn space(path: &Path) -> io::Result<Space> {
 
 /// Moves up to `len` bytes of `file` from `offset` into `socket` without a copy (`sendfile`).
 ///
-/// Returns the bytes moved, 0 at the end of the file. On a blocking socket it blocks: the caller has
-/// set `O_NONBLOCK`, and gets `WouldBlock` when the socket is full.
+/// Returns the bytes moved, 0 at the end of the file. On a blocking socket it blocks: the caller
+/// has set `O_NONBLOCK`, and gets `WouldBlock` when the socket is full.
 pub fn sendfile(
     socket: BorrowedFd<'_>,
     file: BorrowedFd<'_>,

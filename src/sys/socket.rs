@@ -52,8 +52,8 @@ pub fn peek(socket: BorrowedFd<'_>) -> io::Result<usize> {
     usize::try_from(got).map_err(|_| io::Error::last_os_error())
 }
 
-/// Sends from several slices at once. `more` tells TCP that further bytes follow directly, so that a
-/// head and the start of its body share a segment.
+/// Sends from several slices at once. `more` tells TCP that further bytes follow directly, so that
+/// a head and the start of its body share a segment.
 ///
 /// Returns the bytes taken, `WouldBlock` when the socket is full. Never raises SIGPIPE.
 pub fn send(socket: BorrowedFd<'_>, bufs: &[IoSlice<'_>], more: bool) -> io::Result<usize> {

@@ -170,7 +170,8 @@ fn an_error_stays() {
 
 #[test]
 fn trailers_are_read_and_filtered() {
-    let input = "1\r\na\r\n0\r\nX-Sum: 1, 2 \r\nContent-Length: 5\r\nHost: b\r\nTransfer-Encoding: x\r\n\
+    let input = "1\r\na\r\n0\r\nX-Sum: 1, 2 \r\nContent-Length: 5\r\nHost: b\r\n\
+                 Transfer-Encoding: x\r\n\
                  Authorization: c\r\nx-empty:\r\nSet-Cookie: d\r\n\r\nrest";
     let found = read(input).unwrap().unwrap();
     let trailers: Vec<_> = found.trailers.iter().collect();

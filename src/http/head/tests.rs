@@ -48,7 +48,8 @@ fn complete<T: fmt::Debug>(parsed: Result<Parsed<T>, Malformed>) -> (T, usize) {
 #[test]
 fn a_request_head_is_read_whole() {
     let text = "PATCH /v2/a/blobs/uploads/1?_state=x%2F HTTP/1.1\r\nHost: Reg.Example:5000\r\n\
-                X-Empty:\r\nX-Blanks: \t  \t\r\nAccept:  a, b\t \r\naccept:c\r\nX-Obs: \u{e9}\r\n\r\nbody";
+                X-Empty:\r\nX-Blanks: \t  \t\r\nAccept:  a, b\t \r\naccept:c\r\n\
+                X-Obs: \u{e9}\r\n\r\nbody";
     let (head, len) = complete(request(text));
     assert_eq!(len, text.len() - 4);
     assert_eq!(head.method, Method::PATCH);
