@@ -63,7 +63,10 @@ const DOORS: &[(&str, &[&str])] = &[
     ("clap", &["main"]),
     ("tracing_subscriber", &["logging"]),
     ("tracing_appender", &["logging"]),
-    ("monoio", &["net/", "cache/", "proxy/", "admin", "server", "main"]),
+    (
+        "monoio",
+        &["net/", "cache/mod", "cache/fill", "cache/disk", "proxy/", "admin", "server", "main"],
+    ),
     ("tracing", &["cache/", "net/", "proxy/", "admin", "server", "logging", "main"]),
     ("ipnet", &["config", "policy/"]),
     ("humantime", &["config", "cache/disk", "net/", "proxy/", "admin"]),
