@@ -4,12 +4,14 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use discobot_proxy::cache::{self, Progress};
 use discobot_proxy::config::{Config, ConfigError};
 use discobot_proxy::logging::LogOutput;
 use discobot_proxy::net::Ca;
 use discobot_proxy::policy::Policy;
 use discobot_proxy::server::{Server, StartError};
 use discobot_proxy::sys::process::{self, Signal};
+use indicatif::{ProgressBar, ProgressStyle};
 
 /// A caching proxy for Linux that makes container pulls fast.
 ///
@@ -19,7 +21,7 @@ use discobot_proxy::sys::process::{self, Signal};
     version,
     after_help = "Environment, over the file: CONFIG_FILE PROXY_PORT API_PORT \
     CERT_DIR LOG_LEVEL LOG_FORMAT\nExit codes: 0 after SIGTERM or SIGINT, 2 for a bad \
-    configuration, 1 for the rest"
+    configuration, 3 for a damaged cache, 1 for the rest"
 )]
 struct Arguments {
     /// The configuration file.
@@ -35,6 +37,10 @@ enum Command {
     Check,
     /// Make the CA where there is none, and print its certificate (PEM).
     Ca,
+    /// Read the whole cache again, beside a running proxy or without one; remove what is damaged.
+    ///
+    /// Exit code 0: all entries are whole. 3: damaged ones were found, and removed.
+    Verify,
 }
 
 fn main() -> ExitCode {
@@ -47,6 +53,7 @@ fn main() -> ExitCode {
         None => run(config),
         Some(Command::Check) => check(&config),
         Some(Command::Ca) => ca(&config),
+        Some(Command::Verify) => verify(&config),
     }
 }
 
@@ -70,6 +77,38 @@ fn ca(config: &Config) -> ExitCode {
         }
         Err(error) => complain(1, &error),
     }
+}
+
+/// Exit code of a verification that found damage, and removed it.
+const DAMAGED: u8 = 3;
+
+fn verify(config: &Config) -> ExitCode {
+    let bar = ProgressBar::new(0).with_style(bar_style());
+    let tell = |progress: Progress<'_>| match progress {
+        Progress::Total(bytes) => bar.set_length(bytes),
+        Progress::Read(bytes) => bar.inc(bytes),
+        Progress::Damaged(key, why) => {
+            bar.suspend(|| println!("damaged, removed: {}: {why}", key.hex()));
+        }
+    };
+    let result = cache::verify(&config.cache.dir, &tell);
+    bar.finish_and_clear();
+    match result {
+        Ok(report) => {
+            println!(
+                "{} whole, {} damaged and removed, {} gone meanwhile, {} bytes read",
+                report.whole, report.damaged, report.gone, report.bytes
+            );
+            if report.damaged == 0 { ExitCode::SUCCESS } else { ExitCode::from(DAMAGED) }
+        }
+        Err(error) => complain(1, &format!("{}: {error}", config.cache.dir.display())),
+    }
+}
+
+/// On a terminal only: elsewhere nothing is drawn.
+fn bar_style() -> ProgressStyle {
+    ProgressStyle::with_template("{wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}")
+        .unwrap_or_else(|_| ProgressStyle::default_bar())
 }
 
 fn run(config: Config) -> ExitCode {

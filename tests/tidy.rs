@@ -61,6 +61,7 @@ const DOORS: &[(&str, &[&str])] = &[
     ("hashbrown", &["cache/index"]),
     ("socket2", &["net/", "server"]),
     ("clap", &["main"]),
+    ("indicatif", &["main"]),
     ("tracing_subscriber", &["logging"]),
     ("tracing_appender", &["logging"]),
     (

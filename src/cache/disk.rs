@@ -65,7 +65,7 @@ pub(super) struct Seen {
 pub(super) struct Disk {
     dir: PathBuf,
     next_part: AtomicU64,
-    _lock: File,
+    lock: Option<File>,
 }
 
 impl Disk {
@@ -89,12 +89,27 @@ impl Disk {
             }
             Err(TryLockError::Error(error)) => return Err(at(&path, error)),
         }
-        let disk = Disk { dir: dir.to_owned(), next_part: AtomicU64::new(0), _lock: lock };
+        let disk = Disk { dir: dir.to_owned(), next_part: AtomicU64::new(0), lock: Some(lock) };
         disk.remove_partial()?;
         let (probe, path) = disk.create_part()?;
         drop(probe);
         fs::remove_file(&path).map_err(|error| at(&path, error))?;
         Ok(disk)
+    }
+
+    /// The cache directory as it is, whoever uses it: to look, and to remove what is damaged.
+    pub(super) fn beside(dir: &Path) -> Disk {
+        Disk { dir: dir.to_owned(), next_part: AtomicU64::new(0), lock: None }
+    }
+
+    /// Whether there is a body under the name of `key`.
+    pub(super) fn has_body(&self, key: &Key) -> bool {
+        self.path(key).exists()
+    }
+
+    /// Whether `file` is what lies under the name of `key` now.
+    pub(super) fn is_current(&self, key: &Key, file: &File) -> io::Result<bool> {
+        Ok(fs::metadata(self.path(key))?.ino() == file.metadata()?.ino())
     }
 
     /// A new file to fill, open for reading and writing. Makes the directories anew where they are
@@ -211,7 +226,8 @@ impl Disk {
                 let name = found.file_name();
                 let Some(name) = name.to_str() else { continue };
                 if let Some(body) = name.strip_suffix(".meta") {
-                    if key_of(folder, body).is_some() {
+                    // Where somebody else has the lock it may belong to a commit of his.
+                    if self.lock.is_some() && key_of(folder, body).is_some() {
                         remove_orphan(&found.path(), body, begun);
                     }
                     continue;

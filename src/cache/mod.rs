@@ -15,6 +15,7 @@ mod fill;
 mod index;
 mod janitor;
 mod reader;
+mod verify;
 
 use std::io;
 use std::path::PathBuf;
@@ -31,6 +32,7 @@ pub use self::fill::{Committed, Fill, Lease};
 use self::index::{Found, Index};
 use self::janitor::{Janitor, Job};
 pub use self::reader::{NoHead, Reader, Seen, Span};
+pub use self::verify::{Progress, Report, verify};
 use crate::key::{Algorithm, Hasher, Key};
 use crate::stats::Stats;
 
