@@ -4,8 +4,8 @@
 //! Its addresses are ordinary ones (a lab has no way to any other network), so that clients which
 //! treat 127.0.0.0/8 as special behave as in the field. Ports are fixed: no two labs meet.
 //!
-//! What must stay true: a lab leaves nothing behind. Every program dies with the test's thread, and the
-//! namespaces with the last program.
+//! What must stay true: a lab leaves nothing behind. Every program dies with the test's thread, and
+//! the namespaces with the last program.
 
 pub mod clients;
 pub mod image;
@@ -124,7 +124,8 @@ impl Lab {
         fs::create_dir_all(&dir).unwrap();
         let hosts = dir.join("hosts");
         fs::write(&hosts, "127.0.0.1 localhost\n").unwrap();
-        let enter = r#"mount --bind "$1" /etc/hosts && ip link set lo up && echo ready && exec sleep infinity"#;
+        let enter = "set -e; mount --bind \"$1\" /etc/hosts; ip link set lo up; echo ready; \
+                     exec sleep infinity";
         let mut holder = Command::new("unshare")
             .args(["--net", "--mount", "setpriv", "--pdeathsig", "KILL", "sh", "-c", enter, "lab"])
             .arg(&hosts)
@@ -256,7 +257,7 @@ pub struct Stats {
 impl Proxy {
     pub const URL: &'static str = "http://127.0.0.1:17080";
 
-    /// Starts it with TLS interception of `intercept`, logging at `level`, all else at its defaults.
+    /// Starts it with TLS interception of `intercept`, logging at `level`, the rest at its defaults.
     pub fn start(lab: &Lab, intercept: &[&str], level: &str) -> Proxy {
         let dir = lab.path("proxy");
         fs::create_dir_all(&dir).unwrap();

@@ -1,9 +1,9 @@
 //! Stand-ins in front of a docker-registry: one that can end between a manifest and its blobs, and
 //! one with the manners of the large public registries.
 //!
-//! The public one challenges for a token that another host gives out, and answers blob requests by a
-//! 307 to a CDN under another domain. The CDN's URLs are signed: good for one method, unchanged to the
-//! byte, for a few seconds. It refuses a request that brings any other credential.
+//! The public one challenges for a token that another host gives out, and answers blob requests by
+//! a 307 to a CDN under another domain. The CDN's URLs are signed: good for one method, unchanged to
+//! the byte, for a few seconds. It refuses a request that brings any other credential.
 
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, Hasher, RandomState};
