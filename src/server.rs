@@ -21,13 +21,13 @@ use thiserror::Error;
 
 use crate::admin::Admin;
 use crate::cache::{self, Cache};
-use crate::config::{Config, ConfigError};
+use crate::config::{self, Config, ConfigError};
 use crate::http::HeadLimits;
 use crate::net::{
     Ca, CaError, Conn, DialOptions, Dialer, Either, UpstreamTls, client_config, race,
 };
 use crate::policy::Policy;
-use crate::proxy::{self, Drain, Limits, Worker};
+use crate::proxy::{self, Access, Asking, Drain, Limits, Worker};
 use crate::stats::Stats;
 use crate::sys;
 
@@ -67,6 +67,9 @@ pub enum StartError {
     /// The cache directory is not usable.
     #[error("cache.dir can't be used: {0}")]
     Cache(io::Error),
+    /// The secret of grants can't be read or made.
+    #[error("tls.cert_dir can't be used: {0}")]
+    Access(io::Error),
     /// A port can't be listened on.
     #[error("can't listen on {address}: {why}")]
     Listen {
@@ -95,6 +98,7 @@ pub struct Server {
     stop: Arc<Stop>,
     threads: Vec<JoinHandle<()>>,
     cache: Cache,
+    access: Option<Arc<Access>>,
 }
 
 /// What every worker thread is given.
@@ -105,6 +109,7 @@ struct Shared {
     cache: Cache,
     stats: Arc<Stats>,
     ca: Arc<Ca>,
+    access: Option<Arc<Access>>,
     tls: Arc<UpstreamTls>,
     listeners: Vec<SocketAddr>,
     pseudonym: Arc<str>,
@@ -137,6 +142,25 @@ impl Server {
             open_max: files.entries,
         };
         let cache = Cache::open(options, Arc::clone(&stats)).map_err(StartError::Cache)?;
+        let access = match config.cache.access {
+            config::Access::Verify => {
+                let access = Access::open(&config.tls.cert_dir, &config.cache.dir);
+                Some(Arc::new(access.map_err(StartError::Access)?))
+            }
+            config::Access::Trust => {
+                tracing::warn!(
+                    "cache.access is trust: every client may have every stored image, private \
+                     ones included"
+                );
+                None
+            }
+        };
+        if !config.headers.is_empty() {
+            tracing::warn!(
+                "what `headers` puts in counts as every client's: all of proxy.allow_clients may \
+                 have what it opens"
+            );
+        }
         let stop = Arc::new(Stop::default());
         let (proxy, admin) = (bound.proxy.clone(), bound.admin);
         let shared = Shared {
@@ -145,6 +169,7 @@ impl Server {
             cache: cache.clone(),
             stats,
             ca: Arc::clone(&ca),
+            access: access.clone(),
             tls: tls.client,
             listeners: proxy.iter().copied().chain([admin]).collect(),
             pseudonym: pseudonym().into(),
@@ -158,7 +183,7 @@ impl Server {
         }
         let (driver, threads) = start_workers(&shared, bound)?;
         scan(cache.clone()).map_err(StartError::Worker)?;
-        Ok(Server { proxy, admin, driver, workers, ca, stop, threads, cache })
+        Ok(Server { proxy, admin, driver, workers, ca, stop, threads, cache, access })
     }
 
     /// Asks every worker to stop: no new connections, running transfers within the grace.
@@ -173,6 +198,11 @@ impl Server {
             let _ = thread.join();
         }
         self.cache.close();
+        if let Some(access) = self.access
+            && let Err(error) = access.save()
+        {
+            tracing::warn!(%error, "public repositories can't be remembered");
+        }
     }
 }
 
@@ -389,6 +419,8 @@ fn worker(shared: &Shared, drain: &Rc<Drain>) -> Worker {
         stats: Arc::clone(&shared.stats),
         dialer: Dialer::new(options, Arc::clone(&shared.tls)),
         ca: Arc::clone(&shared.ca),
+        access: shared.access.clone(),
+        asking: Asking::default(),
         limits: Limits {
             heads: HeadLimits::with_size(config.limits.header_size),
             header_timeout: config.limits.header_timeout,

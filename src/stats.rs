@@ -70,6 +70,8 @@ counters! {
     tunnelled,
     /// CONNECTs whose TLS was opened.
     intercepted,
+    /// Questions to upstream whether somebody may have what is stored.
+    questions,
     /// Connections upstream.
     dialled,
     /// Bytes of bodies to clients.

@@ -53,8 +53,14 @@ const DOORS: &[(&str, &[&str])] = &[
     ("rcgen", &["net/"]),
     ("time", &["net/"]),
     ("regex_automata", &["policy/"]),
-    ("serde", &["config", "cache/disk", "admin", "proxy/answer", "policy/rights"]),
-    ("serde_json", &["config", "cache/disk", "admin", "proxy/answer", "policy/rights"]),
+    (
+        "serde",
+        &["config", "cache/disk", "admin", "proxy/answer", "proxy/challenge", "policy/rights"],
+    ),
+    (
+        "serde_json",
+        &["config", "cache/disk", "admin", "proxy/answer", "proxy/challenge", "policy/rights"],
+    ),
     ("granit_parser", &["config"]),
     ("bytesize", &["config"]),
     ("hdrhistogram", &["stats"]),

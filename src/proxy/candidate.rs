@@ -2,6 +2,7 @@
 //! one.
 
 use std::cell::Cell;
+use std::os::unix::fs::FileExt;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -10,12 +11,14 @@ use super::answer::Answer;
 use super::deliver::{Delivery, Part, Source, Undelivered};
 use super::exchange::Request;
 use super::pass::{self, Down, Proof};
+use super::prove::{self, Gate, SOURCE};
 use super::session::{Client, End};
 use super::store::{resumed_at, store};
 use crate::cache::{Body, Failure, HELD_BACK, Lease, Lookup, NoHead, Reader, Seen};
 use crate::http::{Fields, Framing, HeadLimits, Parsed, parse_response};
 use crate::key::{Digest, Key};
 use crate::net::BodyReader;
+use crate::policy::rights::{MANIFEST_MAX, RepositoryId};
 use crate::policy::{self, Admission};
 use crate::stats::{Outcome, Stats};
 
@@ -35,8 +38,10 @@ pub async fn head_request(
 ) -> Result<(), End> {
     match worker.cache.peek(key).await {
         Ok(Some(reader)) => {
-            if let Some((seen, stored)) = stored_head(&reader)
+            if let Some((seen, stored, source)) = stored_head(&reader)
                 && fits(request, &stored)
+                && let Gate::Public | Gate::Open =
+                    may_have(worker, request, key, source.as_ref()).await
             {
                 return hit(worker, client, request, reader, &seen, &stored).await;
             }
@@ -65,8 +70,25 @@ pub async fn get_request(
     for _ in 0..LOOKUPS_MAX {
         match worker.cache.lookup(key).await {
             Ok(Lookup::Hit(reader)) => match stored_head(&reader) {
-                Some((seen, stored)) if fits(request, &stored) => {
-                    return hit(worker, client, request, reader, &seen, &stored).await;
+                Some((seen, stored, source)) if fits(request, &stored) => {
+                    match may_have(worker, request, key, source.as_ref()).await {
+                        Gate::Public => {
+                            return hit(worker, client, request, reader, &seen, &stored).await;
+                        }
+                        Gate::Open => {
+                            note_members(worker, request, &seen, source.as_ref());
+                            return hit(worker, client, request, reader, &seen, &stored).await;
+                        }
+                        Gate::Fetch => {
+                            missed();
+                            let lease = worker.cache.refill(key);
+                            return miss(worker, client, request, digest, lease).await;
+                        }
+                        refused => {
+                            missed();
+                            return shut(worker, client, request, refused).await;
+                        }
+                    }
                 }
                 _ => {
                     missed();
@@ -82,7 +104,7 @@ pub async fn get_request(
                 missed();
                 Stats::add(&worker.stats.coalesced, 1);
                 match reader.head().await {
-                    Ok(_) => return join(worker, client, request, reader).await,
+                    Ok(_) => return join(worker, client, request, key, reader).await,
                     Err(NoHead::Declined) => {
                         return pass_miss(worker, client, request, "declined").await;
                     }
@@ -125,11 +147,17 @@ async fn join(
     worker: &Rc<Worker>,
     client: &Client,
     request: &Request,
+    key: &Key,
     reader: Reader,
 ) -> Result<(), End> {
-    let Some((seen, stored)) = stored_head(&reader) else {
+    let Some((seen, stored, source)) = stored_head(&reader) else {
         return pass_miss(worker, client, request, "unsettled").await;
     };
+    match may_have(worker, request, key, source.as_ref()).await {
+        Gate::Public | Gate::Open => {}
+        Gate::Fetch => return pass_miss(worker, client, request, "private").await,
+        refused => return shut(worker, client, request, refused).await,
+    }
     if !fits(request, &stored) {
         return pass_miss(worker, client, request, "media-type").await;
     }
@@ -160,6 +188,10 @@ async fn miss(
             return request.answer(client, &error.answer()).await;
         }
     };
+    match &fetched.redirect {
+        Some((status, fields)) => prove::note_answer(worker, request, *status, fields),
+        None => prove::note_answer(worker, request, fetched.head.status, &fetched.head.fields),
+    }
     let len = match fetched.framing {
         Framing::Length(len) => Some(len),
         Framing::None => Some(0),
@@ -178,13 +210,18 @@ async fn miss(
     let mut whole = head.fields.clone();
     policy::pass_response(&mut whole);
     whole.remove("content-length");
+    whole.remove(SOURCE);
     let whole = with_our_own(request, whole, digest.as_ref());
     let mut bytes = Vec::new();
-    stored.write_to(&mut bytes);
+    let mut kept = stored;
+    // A name and a value of our own.
+    let _ = kept.set(SOURCE, prove::repository(request).to_string());
+    kept.write_to(&mut bytes);
     match lease.begin(bytes, len, digest.clone()).await {
         Ok((fill, reader)) => {
             log_miss(worker, request, len, "absent");
-            monoio::spawn(store(Rc::clone(worker), recipe, fetched, fill));
+            let shown = digest.map(|digest| (request.clone(), digest, prove::now_ms()));
+            monoio::spawn(store(Rc::clone(worker), recipe, fetched, fill, shown));
             let Some(seen) = reader.glance() else { return Err(End::Broken) };
             deliver(worker, client, request, (reader, &seen, &whole), Source::Miss).await
         }
@@ -316,13 +353,65 @@ fn log_miss(worker: &Worker, request: &Request, size: Option<u64>, reason: &'sta
     tracing::info!(%host, %path, size, %reason, "cache miss");
 }
 
-/// What is known of an entry whose head is there, the stored fields read back.
-fn stored_head(reader: &Reader) -> Option<(Seen, Fields)> {
+/// Whether this client may have an entry. Those without a digest were admitted for everybody.
+async fn may_have(
+    worker: &Rc<Worker>,
+    request: &Request,
+    key: &Key,
+    source: Option<&RepositoryId>,
+) -> Gate {
+    match key {
+        Key::Digest(digest) => prove::gate(worker, request, digest, source).await,
+        Key::Url(_) => Gate::Public,
+    }
+}
+
+/// Answers a request whose client may not have what is stored: upstream says no itself.
+async fn shut(
+    worker: &Rc<Worker>,
+    client: &Client,
+    request: &Request,
+    gate: Gate,
+) -> Result<(), End> {
+    if gate == Gate::Unknown {
+        log_miss(worker, request, None, "private");
+        let message = format!("{} can't be asked whether you may have this", request.url.host);
+        let answer = Answer::new(503, "UPSTREAM_UNAVAILABLE", message);
+        return request.answer(client, &answer).await;
+    }
+    pass_miss(worker, client, request, "private").await
+}
+
+/// A manifest that was stored from the repository it is asked from names what is in there.
+fn note_members(worker: &Worker, request: &Request, seen: &Seen, source: Option<&RepositoryId>) {
+    if request.url.path().contains("/manifests/")
+        && source == Some(&prove::repository(request))
+        && seen.written <= MANIFEST_MAX as u64
+        && let Ok(body) = read_all(seen)
+    {
+        prove::note_manifest(worker, request, &body);
+    }
+}
+
+fn read_all(seen: &Seen) -> std::io::Result<Vec<u8>> {
+    // At most MANIFEST_MAX.
+    let mut body = vec![0; seen.written as usize];
+    seen.body.file.read_exact_at(&mut body, 0)?;
+    Ok(body)
+}
+
+/// What is known of an entry whose head is there: the stored fields read back, and the repository
+/// it came from.
+fn stored_head(reader: &Reader) -> Option<(Seen, Fields, Option<RepositoryId>)> {
     const STATUS: &[u8] = b"HTTP/1.1 200 OK\r\n";
     let seen = reader.glance()?;
     let head = [STATUS, &seen.body.head, b"\r\n"].concat();
     match parse_response(&head, &HeadLimits::with_size(head.len())) {
-        Ok(Parsed::Complete { head, .. }) => Some((seen, head.fields)),
+        Ok(Parsed::Complete { mut head, .. }) => {
+            let source = head.fields.get_str(SOURCE).and_then(RepositoryId::parse);
+            head.fields.remove(SOURCE);
+            Some((seen, head.fields, source))
+        }
         _ => None,
     }
 }

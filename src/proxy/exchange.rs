@@ -13,6 +13,7 @@ use crate::policy::{self, Admission, Ask, HostVerdict, Refusal};
 use crate::stats::Stats;
 
 /// A request whose head has been read and found in order.
+#[derive(Clone)]
 pub struct Request {
     /// The head as the client sent it.
     pub head: RequestHead,
@@ -47,7 +48,7 @@ impl Request {
         let mut fields = self.head.fields.clone();
         policy::pass_request(&mut fields);
         let (method, url) = (self.head.method.clone(), self.url.clone());
-        Recipe { method, url, fields, listed: self.listed }
+        Recipe { method, url, fields, listed: self.listed, anonymous: false }
     }
 
     fn has_body(&self) -> bool {

@@ -68,6 +68,8 @@ pub struct Recipe {
     pub fields: Fields,
     /// Whether the URL's host may be reached at any allowed address, by the allowlist.
     pub listed: bool,
+    /// Whether the header rules, which may hold credentials, are left out.
+    pub anonymous: bool,
 }
 
 /// An upstream connection whose answer's head has been read.
@@ -82,6 +84,8 @@ pub struct Fetched {
     pub head: ResponseHead,
     /// How its body is framed.
     pub framing: Framing,
+    /// Status and fields of the first answer, where that was a redirect.
+    pub redirect: Option<(u16, Fields)>,
 }
 
 impl Fetched {
@@ -101,12 +105,15 @@ impl Recipe {
         let mut url = self.url.clone();
         let mut fields = self.fields.clone();
         let mut listed = self.listed;
+        let mut redirect = None;
         for _ in 0..=worker.limits.max_redirects {
             let request = self.request(worker, &url, &fields, from).map_err(peer(&url))?;
-            let fetched = send(worker, &url, &request, listed).await.map_err(peer(&url))?;
+            let mut fetched = send(worker, &url, &request, listed).await.map_err(peer(&url))?;
             if !matches!(fetched.head.status, 301 | 302 | 303 | 307 | 308) {
+                fetched.redirect = redirect;
                 return Ok(fetched);
             }
+            redirect.get_or_insert_with(|| (fetched.head.status, fetched.head.fields.clone()));
             let next = fetched.head.fields.get("location").and_then(|to| url.resolve(to));
             let next = next.ok_or_else(|| FetchError::BadRedirect(url.to_string()))?;
             tracing::debug!(from = %url, to = %next, status = fetched.head.status, "redirect");
@@ -119,6 +126,13 @@ impl Recipe {
             url = next;
         }
         Err(FetchError::TooManyRedirects(worker.limits.max_redirects))
+    }
+
+    /// Makes the request without a body and reads the head of the first answer, redirect or not.
+    pub async fn fetch_first(&self, worker: &Worker) -> Result<Fetched, FetchError> {
+        let (url, fields) = (&self.url, &self.fields);
+        let request = self.request(worker, url, fields, None).map_err(peer(url))?;
+        send(worker, url, &request, self.listed).await.map_err(peer(url))
     }
 
     fn request(
@@ -136,6 +150,9 @@ impl Recipe {
         fields.set("Accept-Encoding", "identity")?;
         if let Some(from) = from {
             fields.set("Range", format!("bytes={from}-"))?;
+        }
+        if self.anonymous {
+            return framed(worker, self.method.clone(), url, fields);
         }
         outgoing(worker, self.method.clone(), url, fields)
     }
@@ -157,8 +174,18 @@ pub fn outgoing(
     url: &Url,
     mut client: Fields,
 ) -> Result<RequestHead, Malformed> {
-    client.remove("host");
     worker.policy.apply_headers(&url.host, &mut client)?;
+    framed(worker, method, url, client)
+}
+
+/// [`outgoing`] without the header rule.
+fn framed(
+    worker: &Worker,
+    method: Method,
+    url: &Url,
+    mut client: Fields,
+) -> Result<RequestHead, Malformed> {
+    client.remove("host");
     client.push("Via", format!("1.1 {}", worker.pseudonym))?;
     let mut fields = Fields::new();
     fields.push("Host", url.authority())?;
@@ -260,7 +287,8 @@ fn finish(
         return Err(NetError::Closed);
     }
     let framing = response_framing(&request.method, &head)?;
-    Ok(Fetched { conn, origin: url.origin(), url: url.clone(), head, framing })
+    let (origin, url) = (url.origin(), url.clone());
+    Ok(Fetched { conn, origin, url, head, framing, redirect: None })
 }
 
 /// Reads a small body to its end and keeps the connection; closes it otherwise.

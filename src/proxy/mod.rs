@@ -7,11 +7,13 @@
 
 mod answer;
 mod candidate;
+mod challenge;
 mod deliver;
 mod drain;
 mod exchange;
 mod fetch;
 mod pass;
+mod prove;
 mod session;
 mod store;
 mod tunnel;
@@ -24,6 +26,7 @@ use std::time::Duration;
 
 pub use self::answer::Reply;
 pub use self::drain::Drain;
+pub use self::prove::{Access, Asking};
 pub use self::session::serve;
 use self::url::Url;
 use crate::cache::Cache;
@@ -66,6 +69,10 @@ pub struct Worker {
     pub dialer: Dialer,
     /// Certificates for opened TLS.
     pub ca: Arc<Ca>,
+    /// Who was shown what; nothing where `cache.access` is `trust`.
+    pub access: Option<Arc<Access>>,
+    /// Questions under way on this core.
+    pub asking: Asking,
     /// The limits.
     pub limits: Limits,
     /// Our own listeners: never a destination.

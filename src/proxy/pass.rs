@@ -4,11 +4,11 @@
 use std::pin::pin;
 use std::rc::Rc;
 
-use super::Worker;
 use super::answer::{Answer, connection};
 use super::exchange::Request;
 use super::fetch::{Fetched, connect, outgoing};
 use super::session::{Client, End};
+use super::{Worker, prove};
 use crate::cache::HELD_BACK;
 use crate::http::{
     Framing, RequestHead, ResponseHead, Version, chunk_head, last_chunk, response_framing,
@@ -38,6 +38,7 @@ pub async fn pass(
         Ok(Asked { conn, head, sent_whole }) => {
             worker.stats.observe(Outcome::Pass, request.started.elapsed());
             invalidate(worker, request, head.status).await;
+            prove::note_answer(worker, request, head.status, &head.fields);
             if head.status == 101 {
                 return upgrade(worker, client, conn, &head).await;
             }
@@ -46,7 +47,7 @@ pub async fn pass(
                 Err(error) => return failed(worker, client, request, &error.into()).await,
             };
             let (origin, url) = (request.url.origin(), request.url.clone());
-            let fetched = Fetched { conn, origin, url, head, framing };
+            let fetched = Fetched { conn, origin, url, head, framing, redirect: None };
             answer(worker, client, request, fetched, sent_whole, None).await
         }
         Err(Fault::Client) => Err(End::Broken),

@@ -1,15 +1,19 @@
 //! The body of an answer into a fill: read, append, prove. Where upstream breaks off in the middle,
 //! the registry is asked again, for a fresh redirect, from where the fill stands.
 
+use std::os::unix::fs::FileExt;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::Worker;
+use super::exchange::Request;
 use super::fetch::{FetchError, Fetched, Recipe};
-use crate::cache::{Committed, Failure, Fill};
+use super::{Worker, prove};
+use crate::cache::{Committed, Failure, Fill, Reader};
 use crate::http::{Fields, ResponseHead, range};
+use crate::key::Digest;
 use crate::net::{BodyReader, NetError};
+use crate::policy::rights::MANIFEST_MAX;
 use crate::stats::Stats;
 
 /// Bytes read from upstream at most before they are written.
@@ -22,10 +26,29 @@ const PAUSE: Duration = Duration::from_millis(200);
 const PAUSE_MAX: Duration = Duration::from_secs(5);
 
 /// Fills an entry from the answer in hand, to the end, whether anybody reads it or not.
-pub async fn store(worker: Rc<Worker>, recipe: Recipe, fetched: Fetched, fill: Fill) {
+///
+/// `shown`: the request it is for, the digest it will have proven, where there is one, and when
+/// upstream answered.
+pub async fn store(
+    worker: Rc<Worker>,
+    recipe: Recipe,
+    fetched: Fetched,
+    fill: Fill,
+    shown: Option<(Request, Digest, u64)>,
+) {
+    let mut reader = fill.reader();
     let url = recipe.url.clone();
     let (host, path) = (url.host.to_string(), url.path().to_owned());
-    match run(&worker, &recipe, fetched, fill).await {
+    let result = run(&worker, &recipe, fetched, fill).await;
+    if let (Ok(_), Some((request, digest, answered_ms))) = (&result, &shown) {
+        prove::note_served(&worker, request, digest, *answered_ms);
+        if path.contains("/manifests/")
+            && let Ok(body) = read_manifest(&mut reader).await
+        {
+            prove::note_manifest(&worker, request, &body);
+        }
+    }
+    match result {
         Ok(Committed { len, kept: true }) => {
             tracing::info!(%host, %path, size = len, "cached response");
         }
@@ -39,6 +62,20 @@ pub async fn store(worker: Rc<Worker>, recipe: Recipe, fetched: Fetched, fill: F
             tracing::warn!(%host, %path, %why, "fill failed");
         }
     }
+}
+
+/// The body of a manifest that has been stored; nothing of one that is too large.
+async fn read_manifest(reader: &mut Reader) -> Result<Vec<u8>, Failure> {
+    let mut body = Vec::new();
+    if let Ok(seen) = reader.head().await
+        && seen.written <= MANIFEST_MAX as u64
+    {
+        // At most MANIFEST_MAX.
+        body.resize(seen.written as usize, 0);
+        let read = seen.body.file.read_exact_at(&mut body, 0);
+        read.map_err(|error| Failure::Storage(error.into()))?;
+    }
+    Ok(body)
 }
 
 async fn run(

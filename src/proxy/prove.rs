@@ -1,0 +1,355 @@
+//! Private images (`cache.access: verify`): asks upstream whether this client may have what is
+//! stored, where [`Rights`] can't tell, and tells them what upstream answered.
+//!
+//! Public repositories are found out once, by a question of our own without credentials, and cost
+//! nothing from then on. Identical questions on one core are asked once.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::fs;
+use std::future::poll_fn;
+use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::task::{Poll, Waker};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::Worker;
+use super::challenge::{anonymous_token, bearer_challenge};
+use super::exchange::Request;
+use super::fetch::{Recipe, outgoing};
+use crate::http::{Fields, Method};
+use crate::key::Digest;
+use crate::policy::rights::{
+    Asked, Endpoint, Learned, Listing, MANIFEST_MAX, Manifest, Principal, Question, RegistryPath,
+    RepositoryId, Rights, Secret, Verdict, Wanted, What,
+};
+use crate::policy::{self};
+use crate::stats::Stats;
+
+/// Questions one request asks at most before it goes upstream by itself.
+const QUESTIONS_MAX: usize = 3;
+
+/// The name under which an entry's head says which repository its bytes came from. It never leaves
+/// the proxy.
+pub const SOURCE: &str = "X-Discobot-Source";
+
+/// Who was shown what, for the whole process.
+pub struct Access {
+    secret: Secret,
+    rights: Mutex<Rights>,
+    /// Where public repositories are remembered over restarts.
+    file: PathBuf,
+}
+
+impl Access {
+    /// Reads or makes the secret in `certs`, and reads what is known of public repositories from
+    /// `dir`. The error names the file.
+    pub fn open(certs: &Path, dir: &Path) -> io::Result<Access> {
+        let path = certs.join("grants.key");
+        let secret = read_secret(&path).map_err(|error| {
+            io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+        })?;
+        let mut rights = Rights::new(Listing::Blobs);
+        let file = dir.join("public");
+        // Without the file everything is asked anew.
+        if let Ok(exported) = fs::read(&file) {
+            rights.import(&secret, &exported, now_ms());
+        }
+        Ok(Access { secret, rights: Mutex::new(rights), file })
+    }
+
+    /// Writes down which repositories are public; blocks.
+    pub fn save(&self) -> io::Result<()> {
+        let exported = self.rights().export(&self.secret, now_ms());
+        let part = self.file.with_extension("part");
+        fs::write(&part, exported)?;
+        fs::rename(part, &self.file)
+    }
+
+    /// Rows of members, grants and repositories.
+    pub fn sizes(&self) -> policy::rights::Sizes {
+        self.rights().sizes()
+    }
+
+    fn rights(&self) -> MutexGuard<'_, Rights> {
+        self.rights.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn read_secret(path: &Path) -> io::Result<Secret> {
+    let mut bytes = [0; 32];
+    match fs::File::open(path) {
+        Ok(mut file) => file.read_exact(&mut bytes)?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+            let mut options = fs::OpenOptions::new();
+            let mut file = options.write(true).create_new(true).mode(0o600).open(path)?;
+            file.write_all(&bytes)?;
+        }
+        Err(error) => return Err(error),
+    }
+    Ok(Secret::new(bytes))
+}
+
+/// Questions under way on this core, and who waits for their answer.
+#[derive(Default)]
+pub struct Asking(RefCell<HashMap<Question, Vec<Waker>>>);
+
+/// What is done with a stored entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gate {
+    /// It is handed out, as it is to everybody.
+    Public,
+    /// It is handed out to this client.
+    Open,
+    /// Its bytes are fetched as though nothing was stored.
+    Fetch,
+    /// Upstream is to say no itself, to the client's own request.
+    Refused,
+    /// Upstream can't be asked, and nothing is known that would do.
+    Unknown,
+}
+
+/// A request as the rights look at it.
+struct Door<'a> {
+    worker: &'a Rc<Worker>,
+    access: &'a Access,
+    request: &'a Request,
+    repository: RepositoryId,
+    principal: Principal,
+}
+
+/// The repository a request is for: that of a registry's path, else the folder of the URL.
+pub fn repository(request: &Request) -> RepositoryId {
+    let url = &request.url;
+    match RegistryPath::parse(url.path()) {
+        Some(path) => path.repository(url.scheme, &url.host, url.port),
+        None => {
+            let folder = url.path().rsplit_once('/').map_or("", |(folder, _)| folder);
+            RepositoryId::new(url.scheme, &url.host, url.port, folder)
+        }
+    }
+}
+
+/// Whether this client may have the entry of `digest`, which came from `source`.
+pub async fn gate(
+    worker: &Rc<Worker>,
+    request: &Request,
+    digest: &Digest,
+    source: Option<&RepositoryId>,
+) -> Gate {
+    let Some(access) = worker.access.as_deref() else { return Gate::Public };
+    let repository = repository(request);
+    let wanted = Wanted { repository: &repository, digest, source };
+    if access.rights().open_to_all(&wanted, now_ms()) {
+        return Gate::Public;
+    }
+    let Some(door) = Door::at(worker, access, request) else { return Gate::Refused };
+    door.find_out_public();
+    for _ in 0..QUESTIONS_MAX {
+        let verdict = access.rights().verdict(&wanted, &door.principal, now_ms());
+        let question = match verdict {
+            Verdict::Allowed => return Gate::Open,
+            Verdict::Fetch => return Gate::Fetch,
+            Verdict::Ask(question) => question,
+        };
+        if worker.asking.wait(&question).await {
+            continue;
+        }
+        let asker = Asker { asking: &worker.asking, question };
+        let learned = door.ask(digest).await;
+        drop(asker);
+        match learned {
+            Learned::Proven => {}
+            Learned::Refused => return Gate::Refused,
+            Learned::Unclear => return Gate::Fetch,
+            Learned::Trouble => {
+                let allowed = access.rights().allowed_offline(&wanted, &door.principal, now_ms());
+                return if allowed { Gate::Open } else { Gate::Unknown };
+            }
+        }
+    }
+    Gate::Fetch
+}
+
+/// Takes in the first answer of a registry to a client's request, before any redirect is followed.
+pub fn note_answer(worker: &Rc<Worker>, request: &Request, status: u16, fields: &Fields) {
+    let Some(access) = worker.access.as_deref() else { return };
+    if RegistryPath::parse(request.url.path()).is_none() {
+        return;
+    }
+    let Some(door) = Door::at(worker, access, request) else { return };
+    let digest = RegistryPath::parse(request.url.path()).and_then(|path| path.digest());
+    if let Some(what) = what(request, digest.as_ref()) {
+        let asked = Asked { repository: &door.repository, principal: &door.principal, what };
+        access.rights().note_answer(&asked, status, fields, now_ms());
+        door.find_out_public();
+    }
+}
+
+/// Takes in that the bytes of `digest` were delivered whole to this request's credentials, which
+/// upstream answered at `answered_ms`.
+pub fn note_served(worker: &Rc<Worker>, request: &Request, digest: &Digest, answered_ms: u64) {
+    let Some(access) = worker.access.as_deref() else { return };
+    if let Some(door) = Door::at(worker, access, request) {
+        access.rights().note_served(&door.repository, digest, &door.principal, answered_ms);
+    }
+}
+
+/// Takes in what a manifest names that this request's repository delivered.
+pub fn note_manifest(worker: &Worker, request: &Request, body: &[u8]) {
+    let Some(access) = worker.access.as_deref() else { return };
+    if body.len() <= MANIFEST_MAX
+        && let Some(manifest) = Manifest::parse(body)
+    {
+        access.rights().note_manifest(&repository(request), &manifest);
+    }
+}
+
+fn what<'a>(request: &Request, digest: Option<&'a Digest>) -> Option<What<'a>> {
+    let path = RegistryPath::parse(request.url.path())?;
+    match (path.endpoint, digest) {
+        (Endpoint::Manifest, None) => Some(What::Tag),
+        (Endpoint::Manifest, Some(digest)) => Some(What::Manifest(digest)),
+        (Endpoint::Blob, Some(digest)) => Some(What::Blob(digest)),
+        _ => None,
+    }
+}
+
+impl<'a> Door<'a> {
+    /// `None` where the request can't be sent as it is.
+    fn at(worker: &'a Rc<Worker>, access: &'a Access, request: &'a Request) -> Option<Door<'a>> {
+        let mut fields = request.head.fields.clone();
+        policy::pass_request(&mut fields);
+        let head = outgoing(worker, request.head.method.clone(), &request.url, fields).ok()?;
+        let principal = Principal::new(&access.secret, &head.fields, request.url.query());
+        let repository = repository(request);
+        Some(Door { worker, access, request, repository, principal })
+    }
+
+    /// HEAD of what is wanted with the client's own credentials, redirects not followed.
+    async fn ask(&self, digest: &Digest) -> Learned {
+        Stats::add(&self.worker.stats.questions, 1);
+        let recipe = Recipe { method: Method::HEAD, ..self.request.recipe() };
+        let answer = match recipe.fetch_first(self.worker).await {
+            Ok(answer) => answer,
+            Err(error) => {
+                tracing::info!(host = %self.request.url.host, %error, "access can't be asked");
+                return Learned::Trouble;
+            }
+        };
+        let what = what(self.request, Some(digest)).unwrap_or(What::Blob(digest));
+        let asked = Asked { repository: &self.repository, principal: &self.principal, what };
+        let (status, fields) = (answer.head.status, answer.head.fields.clone());
+        answer.recycle(self.worker);
+        self.access.rights().note_answer(&asked, status, &fields, now_ms())
+    }
+
+    /// Has somebody ask whether the repository is public, where that is due.
+    fn find_out_public(&self) {
+        if self.principal.is_anonymous()
+            || RegistryPath::parse(self.request.url.path()).is_none()
+            || !self.access.rights().public_due(&self.repository, now_ms())
+        {
+            return;
+        }
+        let (worker, request) = (Rc::clone(self.worker), self.request.clone());
+        monoio::spawn(async move { find_out_public(&worker, &request).await });
+    }
+}
+
+/// Asks as anybody could, with a token for nobody where the registry wants one.
+async fn find_out_public(worker: &Worker, request: &Request) {
+    let Some(access) = worker.access.as_deref() else { return };
+    let Some((status, fields)) = ask_as_nobody(worker, request.recipe()).await else { return };
+    let digest = RegistryPath::parse(request.url.path()).and_then(|path| path.digest());
+    let Some(what) = what(request, digest.as_ref()) else { return };
+    let repository = repository(request);
+    let asked = Asked { repository: &repository, principal: &Principal::ANONYMOUS, what };
+    let mut rights = access.rights();
+    if rights.note_answer(&asked, status, &fields, now_ms()) == Learned::Refused {
+        rights.note_public(&repository, false, now_ms());
+    }
+}
+
+/// Status and fields of what anybody is answered; `None`: unclear.
+async fn ask_as_nobody(worker: &Worker, client: Recipe) -> Option<(u16, Fields)> {
+    Stats::add(&worker.stats.questions, 1);
+    let mut fields = Fields::new();
+    for accept in client.fields.all("accept") {
+        fields.push("Accept", accept).ok()?;
+    }
+    let mut bare = Recipe { method: Method::HEAD, fields, anonymous: true, ..client };
+    let first = head_of(worker, &bare).await?;
+    if first.0 != 401 {
+        return Some(first);
+    }
+    // Asked for a password, or without a token for nobody: not for everybody.
+    let Some(challenge) = first.1.get_str("www-authenticate").and_then(bearer_challenge) else {
+        return Some(first);
+    };
+    match anonymous_token(worker, &bare.url, &challenge).await? {
+        Some(token) => {
+            bare.fields.set("Authorization", format!("Bearer {token}")).ok()?;
+            head_of(worker, &bare).await
+        }
+        None => Some(first),
+    }
+}
+
+async fn head_of(worker: &Worker, recipe: &Recipe) -> Option<(u16, Fields)> {
+    let answer = recipe.fetch_first(worker).await.ok()?;
+    let found = (answer.head.status, answer.head.fields.clone());
+    answer.recycle(worker);
+    Some(found)
+}
+
+impl Asking {
+    /// Waits for the answer to a question that is under way. False: nobody asks it yet, and the
+    /// caller does.
+    async fn wait(&self, question: &Question) -> bool {
+        let mut waited = false;
+        poll_fn(|cx| {
+            let mut asking = self.0.borrow_mut();
+            match asking.get_mut(question) {
+                Some(waiting) => {
+                    waited = true;
+                    waiting.push(cx.waker().clone());
+                    Poll::Pending
+                }
+                None if waited => Poll::Ready(true),
+                None => {
+                    asking.insert(question.clone(), Vec::new());
+                    Poll::Ready(false)
+                }
+            }
+        })
+        .await
+    }
+
+    fn done(&self, question: &Question) {
+        let waiting = self.0.borrow_mut().remove(question).unwrap_or_default();
+        waiting.into_iter().for_each(Waker::wake);
+    }
+}
+
+/// Whoever asks; those who wait go on when it ends, however it ends.
+struct Asker<'a> {
+    asking: &'a Asking,
+    question: Question,
+}
+
+impl Drop for Asker<'_> {
+    fn drop(&mut self) {
+        self.asking.done(&self.question);
+    }
+}
+
+/// Milliseconds since 1970.
+pub fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
