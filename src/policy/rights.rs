@@ -33,7 +33,7 @@ mod place;
 mod principal;
 mod table;
 
-use crate::http::Fields;
+use crate::http::{Fields, Method};
 use crate::key::Digest;
 use place::{Short, short};
 use table::Table;
@@ -85,19 +85,20 @@ pub enum Listing {
     All,
 }
 
-/// A stored or growing entry, and the repository it is asked from.
+/// An entry, and the repository it is asked from.
 #[derive(Clone, Copy, Debug)]
 pub struct Wanted<'a> {
     /// The repository of the request.
     pub repository: &'a RepositoryId,
     /// The entry's digest.
     pub digest: &'a Digest,
-    /// The repository that the entry was or is being filled from, where it is known.
+    /// The repository that the entry was filled from, where it is known. While it is being filled:
+    /// one that shares the registry with `repository`, or there is nothing to ask.
     pub source: Option<&'a RepositoryId>,
 }
 
 /// What a request asked of upstream.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum What<'a> {
     /// A manifest by its tag.
     Tag,
@@ -105,6 +106,27 @@ pub enum What<'a> {
     Manifest(&'a Digest),
     /// A blob.
     Blob(&'a Digest),
+}
+
+impl<'a> What<'a> {
+    /// What a request asks for, whose path's digest is `digest`. `None` where its answer says
+    /// nothing about rights: other endpoints, and other methods. Registries answer OPTIONS with a
+    /// 200 to whoever asks, and a DELETE is no proof of what is there.
+    pub fn of(
+        method: &Method,
+        path: &RegistryPath,
+        digest: Option<&'a Digest>,
+    ) -> Option<What<'a>> {
+        if *method != Method::GET && *method != Method::HEAD {
+            return None;
+        }
+        match (path.endpoint, digest) {
+            (Endpoint::Manifest, None) => Some(What::Tag),
+            (Endpoint::Manifest, Some(digest)) => Some(What::Manifest(digest)),
+            (Endpoint::Blob, Some(digest)) => Some(What::Blob(digest)),
+            (Endpoint::Blob | Endpoint::Referrers | Endpoint::Tags, _) => None,
+        }
+    }
 }
 
 /// Who asked upstream for what.

@@ -353,6 +353,31 @@ fn only_a_registrys_word_counts() {
 }
 
 #[test]
+fn only_what_reads_tells_of_rights() {
+    let one = digest(1);
+    let of = |method: &Method, path: &str| {
+        let path = path.replace("DIGEST", &one.to_string());
+        let path = RegistryPath::parse(&path).unwrap();
+        What::of(method, &path, path.digest().map(|_| &one))
+    };
+    for (path, what) in [
+        ("/v2/a/b/manifests/latest", Some(What::Tag)),
+        ("/v2/a/b/manifests/DIGEST", Some(What::Manifest(&one))),
+        ("/v2/a/b/blobs/DIGEST", Some(What::Blob(&one))),
+        ("/v2/a/b/referrers/DIGEST", None),
+        ("/v2/a/b/tags/list", None),
+    ] {
+        for method in [Method::GET, Method::HEAD] {
+            assert_eq!(of(&method, path), what, "{path}");
+        }
+        let others = [Method::OPTIONS, Method::DELETE, Method::PUT, Method::POST, Method::PATCH];
+        for method in others.into_iter().chain([Method::TRACE, Method::CONNECT]) {
+            assert_eq!(of(&method, path), None, "{path}");
+        }
+    }
+}
+
+#[test]
 fn public_repositories_need_no_principal() {
     let (app, other) = (repository("r.example", "library/app"), repository("r.example", "corp/x"));
     let (alice, bob) = (holder("Bearer a"), holder("Bearer b"));
