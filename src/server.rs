@@ -27,7 +27,7 @@ use crate::net::{
     Ca, CaError, Conn, DialOptions, Dialer, Either, UpstreamTls, client_config, race,
 };
 use crate::policy::Policy;
-use crate::proxy::{self, Access, Asking, Drain, Limits, Worker};
+use crate::proxy::{self, Access, Asking, Drain, Limits, Worker, guarded};
 use crate::stats::Stats;
 use crate::sys;
 
@@ -512,17 +512,6 @@ async fn accept(drain: &Drain, listener: TcpListener, each: impl AsyncFn(Conn)) 
             Either::Right(()) => return,
         }
     }
-}
-
-/// Runs a session so that a panic in it ends it alone.
-async fn guarded(session: impl Future<Output = ()>) {
-    let mut session = Box::pin(session);
-    std::future::poll_fn(|cx| {
-        let poll = std::panic::AssertUnwindSafe(|| session.as_mut().poll(cx));
-        // The panic hook has written what happened.
-        std::panic::catch_unwind(poll).unwrap_or(Poll::Ready(()))
-    })
-    .await;
 }
 
 /// Says to all workers that it is time to stop.

@@ -1,6 +1,7 @@
 //! The writing side of an entry. A [`Lease`] becomes a [`Fill`] once there is something to store;
 //! both say how they end even when they are dropped.
 
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -55,11 +56,7 @@ impl Lease {
         };
         let inner = Arc::clone(&cache.inner);
         let made = cache.help(move || make_part(&inner, reserved, &evicted)).await;
-        let made = made.and_then(|made| made).and_then(|(file, part)| {
-            let writer = file.try_clone().and_then(monoio::fs::File::from_std);
-            Ok((file, part, writer?))
-        });
-        let (file, part, writer) = match made {
+        let (file, part) = match made.and_then(|made| made) {
             Ok(made) => made,
             Err(error) => {
                 cache.inner.note(Err(&error));
@@ -76,8 +73,7 @@ impl Lease {
         let entry = Arc::clone(&self.entry);
         let reader = Reader::new(Arc::clone(&entry));
         let proof = digest.zip(hasher);
-        let fill =
-            Fill { cache, entry, body, writer, part, proof, len, at: 0, reserved, over: false };
+        let fill = Fill { cache, entry, body, part, proof, len, at: 0, reserved, over: false };
         Ok((fill, reader))
     }
 
@@ -117,7 +113,6 @@ pub struct Fill {
     cache: Cache,
     entry: Arc<Entry>,
     body: Arc<Body>,
-    writer: monoio::fs::File,
     part: PathBuf,
     proof: Option<(Digest, Hasher)>,
     len: Option<u64>,
@@ -127,6 +122,11 @@ pub struct Fill {
 }
 
 impl Fill {
+    /// The body's length, where it is known.
+    pub fn len(&self) -> Option<u64> {
+        self.len
+    }
+
     /// Bytes appended so far.
     pub fn written(&self) -> u64 {
         self.at
@@ -231,20 +231,22 @@ impl Fill {
         }
     }
 
-    /// Writes at the end; on a full disk once more, after making room.
+    /// Writes at the end; on a full disk once more, after making room. On a helper thread: a plain
+    /// file has no other way to be written that never blocks, and none of the ring's own closes it
+    /// reliably on every file system.
     async fn write(&self, buf: Vec<u8>) -> Result<Vec<u8>, CacheError> {
-        let (result, buf) = self.writer.write_all_at(buf, self.at).await;
-        match result {
-            Ok(()) => Ok(buf),
-            Err(error) if is_full(&error) => {
-                let (inner, need) = (Arc::clone(&self.cache.inner), buf.len() as u64);
-                self.cache.help(move || inner.make_room(need)).await??;
-                let (result, buf) = self.writer.write_all_at(buf, self.at).await;
-                result?;
-                Ok(buf)
+        let (inner, body, at) = (Arc::clone(&self.cache.inner), Arc::clone(&self.body), self.at);
+        let write = move || {
+            match body.file.write_all_at(&buf, at) {
+                Err(error) if is_full(&error) => {
+                    inner.make_room(buf.len() as u64)?;
+                    body.file.write_all_at(&buf, at)?;
+                }
+                result => result?,
             }
-            Err(error) => Err(error.into()),
-        }
+            Ok(buf)
+        };
+        self.cache.help(write).await?
     }
 
     fn set_room_aside(&mut self, end: u64) {

@@ -20,6 +20,9 @@ use crate::sys;
 /// Room made for the first read of a head.
 const READ_MIN: usize = 4 * 1024;
 
+/// Room made at most for a further read of a head or a chunked body.
+const READ_MAX: usize = 64 * 1024;
+
 /// Plaintext handed to TLS at a time: what one write may hold in memory beside its source.
 const TLS_WRITE: usize = 256 * 1024;
 
@@ -361,11 +364,20 @@ impl Conn {
     }
 
     async fn more_within(&self, limit: Duration, what: &'static str) -> Result<usize, NetError> {
+        let mut left = limit;
+        let begun = Instant::now();
         loop {
             match self.receive_more() {
                 Ok(got) => return Ok(got),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.readable(limit, what).await?;
+                    match self.readable(left, what).await {
+                        Err(NetError::TimedOut { .. }) => {
+                            return Err(NetError::TimedOut { what, limit });
+                        }
+                        waited => waited?,
+                    }
+                    // TLS may have had news that brought no byte: that is no progress.
+                    left = limit.saturating_sub(begun.elapsed());
                 }
                 Err(error) => return Err(self.read_failed(error).await),
             }
@@ -374,8 +386,14 @@ impl Conn {
 
     /// One try to read behind what is unused.
     fn receive_more(&self) -> io::Result<usize> {
-        let mut buf = std::mem::take(&mut self.rx.borrow_mut().buf);
-        let room = buf.len().max(READ_MIN);
+        let (mut buf, start) = {
+            let mut rx = self.rx.borrow_mut();
+            (std::mem::take(&mut rx.buf), std::mem::take(&mut rx.start))
+        };
+        // What was used goes first: a client that always has half a request under way must not
+        // make us keep all it ever sent.
+        buf.drain(..start);
+        let room = buf.len().clamp(READ_MIN, READ_MAX);
         buf.reserve(room);
         let got = self.receive(&mut buf, room);
         if !buf.is_empty() {

@@ -9,11 +9,13 @@ use std::sync::Arc;
 use super::Worker;
 use super::answer::Answer;
 use super::deliver::{Delivery, Part, Source, Undelivered};
+use super::drain::guarded;
 use super::exchange::Request;
+use super::fetch::{FetchError, Fetched, Recipe};
 use super::pass::{self, Down, Proof};
 use super::prove::{self, Gate, SOURCE};
 use super::session::{Client, End};
-use super::store::{resumed_at, store};
+use super::store::{resumed_at, store, strong_etag};
 use crate::cache::{Body, Failure, HELD_BACK, Lease, Lookup, NoHead, Reader, Seen};
 use crate::http::{Fields, Framing, HeadLimits, Parsed, parse_response};
 use crate::key::{Digest, Key};
@@ -39,7 +41,7 @@ pub async fn head_request(
     match worker.cache.peek(key).await {
         Ok(Some(reader)) => {
             if let Some((seen, stored, source)) = stored_head(&reader)
-                && fits(request, &stored)
+                && fits(request, &stored, source.as_ref())
                 && let Gate::Public | Gate::Open =
                     may_have(worker, request, key, source.as_ref()).await
             {
@@ -70,7 +72,7 @@ pub async fn get_request(
     for _ in 0..LOOKUPS_MAX {
         match worker.cache.lookup(key).await {
             Ok(Lookup::Hit(reader)) => match stored_head(&reader) {
-                Some((seen, stored, source)) if fits(request, &stored) => {
+                Some((seen, stored, source)) if fits(request, &stored, source.as_ref()) => {
                     match may_have(worker, request, key, source.as_ref()).await {
                         Gate::Public => {
                             return hit(worker, client, request, reader, &seen, &stored).await;
@@ -153,12 +155,19 @@ async fn join(
     let Some((seen, stored, source)) = stored_head(&reader) else {
         return pass_miss(worker, client, request, "unsettled").await;
     };
+    if worker.access.is_some()
+        && matches!(key, Key::Digest(_))
+        && !source.is_some_and(|source| source.shares_registry(&prove::repository(request)))
+    {
+        // Nothing is proven yet, and a registry may be slow on purpose.
+        return pass_miss(worker, client, request, "other-registry").await;
+    }
     match may_have(worker, request, key, source.as_ref()).await {
         Gate::Public | Gate::Open => {}
         Gate::Fetch => return pass_miss(worker, client, request, "private").await,
         refused => return shut(worker, client, request, refused).await,
     }
-    if !fits(request, &stored) {
+    if !fits(request, &stored, source.as_ref()) {
         return pass_miss(worker, client, request, "media-type").await;
     }
     let part = Part::wanted(&request.head, &stored, seen.len);
@@ -182,16 +191,10 @@ async fn miss(
         Err(error) => {
             lease.fail(Failure::Source(error.to_string().into()));
             log_miss(worker, request, None, "upstream-failed");
-            Stats::add(&worker.stats.errors, 1);
-            tracing::warn!(host = %request.url.host, path = %request.url.path(), %error,
-                "upstream failed");
-            return request.answer(client, &error.answer()).await;
+            return upstream_failed(worker, client, request, &error).await;
         }
     };
-    match &fetched.redirect {
-        Some((status, fields)) => prove::note_answer(worker, request, *status, fields),
-        None => prove::note_answer(worker, request, fetched.head.status, &fetched.head.fields),
-    }
+    note_first(worker, request, &fetched);
     let len = match fetched.framing {
         Framing::Length(len) => Some(len),
         Framing::None => Some(0),
@@ -202,10 +205,18 @@ async fn miss(
         worker.policy.admit_answer(&request.ask(), digest.as_ref(), head.status, &head.fields, len);
     if let Err(reason) = admitted {
         lease.decline();
+        if request.head.fields.contains("range") && fetched.head.status == 200 {
+            drop(fetched);
+            return pass_miss(worker, client, request, reason.name()).await;
+        }
         log_miss(worker, request, len, reason.name());
         return pass::relay_answer(worker, client, request, fetched, digest.as_ref()).await;
     }
-    let stored = with_our_own(request, policy::stored_fields(&head.fields), digest.as_ref());
+    let stored = match digest {
+        Some(_) => of_digest(&head.fields),
+        None => policy::stored_fields(&head.fields),
+    };
+    let stored = with_our_own(request, stored, digest.as_ref());
     // Whoever caused the answer gets all of it, what belongs to that one answer included.
     let mut whole = head.fields.clone();
     policy::pass_response(&mut whole);
@@ -221,7 +232,7 @@ async fn miss(
         Ok((fill, reader)) => {
             log_miss(worker, request, len, "absent");
             let shown = digest.map(|digest| (request.clone(), digest, prove::now_ms()));
-            monoio::spawn(store(Rc::clone(worker), recipe, fetched, fill, shown));
+            monoio::spawn(guarded(store(Rc::clone(worker), recipe, fetched, fill, shown)));
             let Some(seen) = reader.glance() else { return Err(End::Broken) };
             deliver(worker, client, request, (reader, &seen, &whole), Source::Miss).await
         }
@@ -299,15 +310,19 @@ async fn pass_rest(
         End::Broken
     };
     let whole = end.is_none() || end == len;
-    let proof = match worker.policy.admit(&request.ask()) {
-        Admission::Store { digest: Some(digest), .. } if whole => {
+    let digest = digest_of(worker, request);
+    let etag = stored_etag(&body);
+    let proof = match &digest {
+        Some(digest) if whole => {
             let hasher = worker.cache.rehash(body, digest.algorithm(), at).await;
-            Some(Proof::resumed(&digest, hasher.map_err(|error| broken(&error))?))
+            Some(Proof::resumed(digest, hasher.map_err(|error| broken(&error))?))
         }
         _ => None,
     };
     let fetched = request.recipe().fetch(worker, Some(at)).await.map_err(|error| broken(&error))?;
-    let skip = match resumed_at(&fetched.head, at) {
+    // By its digest it is the same body wherever it comes from; else by its ETag.
+    let etag = if digest.is_none() { Some(etag.as_deref()) } else { None };
+    let skip = match resumed_at(&fetched.head, at, len, etag) {
         Some(skip) => skip,
         None => return Err(broken(&"upstream did not send the rest")),
     };
@@ -325,6 +340,8 @@ async fn pass_rest(
     }
 }
 
+/// Answers a candidate past the cache: redirects are followed all the same, and the client's own range
+/// goes along.
 async fn pass_miss(
     worker: &Rc<Worker>,
     client: &Client,
@@ -332,7 +349,43 @@ async fn pass_miss(
     reason: &'static str,
 ) -> Result<(), End> {
     log_miss(worker, request, None, reason);
-    pass::pass(worker, client, request, reason).await
+    let recipe = Recipe { as_asked: true, ..request.recipe() };
+    match recipe.fetch(worker, None).await {
+        Ok(fetched) => {
+            note_first(worker, request, &fetched);
+            let digest = digest_of(worker, request);
+            pass::relay_answer(worker, client, request, fetched, digest.as_ref()).await
+        }
+        Err(error) => upstream_failed(worker, client, request, &error).await,
+    }
+}
+
+async fn upstream_failed(
+    worker: &Worker,
+    client: &Client,
+    request: &Request,
+    error: &FetchError,
+) -> Result<(), End> {
+    Stats::add(&worker.stats.errors, 1);
+    let (host, path) = (&request.url.host, request.url.path());
+    tracing::warn!(%host, %path, %error, "upstream failed");
+    request.answer(client, &error.answer()).await
+}
+
+/// Takes in what the registry itself answered, before any redirect.
+fn note_first(worker: &Rc<Worker>, request: &Request, fetched: &Fetched) {
+    match &fetched.redirect {
+        Some((status, fields)) => prove::note_answer(worker, request, *status, fields),
+        None => prove::note_answer(worker, request, fetched.head.status, &fetched.head.fields),
+    }
+}
+
+/// What the body must hash to, where the URL says.
+fn digest_of(worker: &Worker, request: &Request) -> Option<Digest> {
+    match worker.policy.admit(&request.ask()) {
+        Admission::Store { digest, .. } => digest,
+        Admission::Pass(_) => None,
+    }
 }
 
 async fn joined_failure(
@@ -403,26 +456,45 @@ fn read_all(seen: &Seen) -> std::io::Result<Vec<u8>> {
 /// What is known of an entry whose head is there: the stored fields read back, and the repository
 /// it came from.
 fn stored_head(reader: &Reader) -> Option<(Seen, Fields, Option<RepositoryId>)> {
-    const STATUS: &[u8] = b"HTTP/1.1 200 OK\r\n";
     let seen = reader.glance()?;
-    let head = [STATUS, &seen.body.head, b"\r\n"].concat();
+    let mut fields = stored_fields(&seen.body)?;
+    let source = fields.get_str(SOURCE).and_then(RepositoryId::parse);
+    fields.remove(SOURCE);
+    Some((seen, fields, source))
+}
+
+fn stored_fields(body: &Body) -> Option<Fields> {
+    const STATUS: &[u8] = b"HTTP/1.1 200 OK\r\n";
+    let head = [STATUS, &body.head, b"\r\n"].concat();
     match parse_response(&head, &HeadLimits::with_size(head.len())) {
-        Ok(Parsed::Complete { mut head, .. }) => {
-            let source = head.fields.get_str(SOURCE).and_then(RepositoryId::parse);
-            head.fields.remove(SOURCE);
-            Some((seen, head.fields, source))
-        }
+        Ok(Parsed::Complete { head, .. }) => Some(head.fields),
         _ => None,
     }
 }
 
-/// Whether stored fields may answer this request: a manifest needs its media type, and one that was
-/// fetched as a blob has none to speak of.
-fn fits(request: &Request, stored: &Fields) -> bool {
+/// The strong ETag under which upstream gave what an entry holds.
+fn stored_etag(body: &Body) -> Option<Arc<str>> {
+    stored_fields(body).as_ref().and_then(strong_etag)
+}
+
+/// Whether stored fields may answer this request. A manifest needs its media type, which one that was
+/// fetched as a blob has not, and which only its own registry is believed.
+fn fits(request: &Request, stored: &Fields, source: Option<&RepositoryId>) -> bool {
+    let is_type = |kind: &[u8]| !kind.eq_ignore_ascii_case(b"application/octet-stream");
     !request.url.path().contains("/manifests/")
-        || stored
-            .get("content-type")
-            .is_some_and(|kind| !kind.eq_ignore_ascii_case(b"application/octet-stream"))
+        || stored.get("content-type").is_some_and(is_type)
+            && source.is_some_and(|source| source.shares_registry(&prove::repository(request)))
+}
+
+/// What is kept of the head of a digest's bytes: nothing in which one registry could speak to the
+/// clients of another.
+fn of_digest(fields: &Fields) -> Fields {
+    let mut kept = Fields::new();
+    if let Some(kind) = fields.get("content-type") {
+        // It was a field's value a moment ago.
+        let _ = kept.push("Content-Type", kind);
+    }
+    kept
 }
 
 /// Adds the fields that every answer from this entry has.

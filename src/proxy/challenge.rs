@@ -73,7 +73,7 @@ pub async fn anonymous_token(
 ) -> Option<Option<String>> {
     let url = challenge.url(registry)?;
     let (method, fields) = (Method::GET, Fields::new());
-    let recipe = Recipe { method, url, fields, listed: true, anonymous: true };
+    let recipe = Recipe { method, url, fields, listed: true, as_asked: false, anonymous: true };
     let fetched = recipe.fetch_first(worker).await.ok()?;
     if matches!(fetched.head.status, 401 | 403) {
         fetched.recycle(worker);

@@ -1,7 +1,8 @@
-//! Draining: how the sessions of one core learn that the proxy is to stop.
+//! Sessions as tasks: how they learn that the proxy is to stop, and that a bug in one ends it alone.
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::task::{Poll, Waker};
 
 /// Says once, to everyone on this core, that no further request is to be begun.
@@ -83,4 +84,15 @@ impl Drop for Place<'_> {
             self.drain.vacant.borrow_mut().push(index);
         }
     }
+}
+
+/// Runs a task so that a panic in it ends it alone.
+pub async fn guarded(task: impl Future<Output = ()>) {
+    let mut task = Box::pin(task);
+    poll_fn(|cx| {
+        let poll = AssertUnwindSafe(|| task.as_mut().poll(cx));
+        // The panic hook has written what happened.
+        catch_unwind(poll).unwrap_or(Poll::Ready(()))
+    })
+    .await;
 }

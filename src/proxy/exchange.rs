@@ -48,10 +48,11 @@ impl Request {
         let mut fields = self.head.fields.clone();
         policy::pass_request(&mut fields);
         let (method, url) = (self.head.method.clone(), self.url.clone());
-        Recipe { method, url, fields, listed: self.listed, anonymous: false }
+        Recipe { method, url, fields, listed: self.listed, as_asked: false, anonymous: false }
     }
 
-    fn has_body(&self) -> bool {
+    /// Whether a body follows the head.
+    pub fn has_body(&self) -> bool {
         !matches!(self.framing, Framing::None | Framing::Length(0))
     }
 

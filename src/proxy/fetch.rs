@@ -26,6 +26,9 @@ const FRESH: Duration = Duration::from_secs(1);
 /// connection can be used again.
 const DISCARD_MAX: u64 = 64 * 1024;
 
+/// And for so long: a new connection costs no more.
+const DISCARD_TIME: Duration = Duration::from_millis(250);
+
 /// Why there is no answer to give.
 #[derive(Debug, Error)]
 pub enum FetchError {
@@ -68,6 +71,8 @@ pub struct Recipe {
     pub fields: Fields,
     /// Whether the URL's host may be reached at any allowed address, by the allowlist.
     pub listed: bool,
+    /// Whether the client's own range and conditions go along: its answer is for it alone.
+    pub as_asked: bool,
     /// Whether the header rules, which may hold credentials, are left out.
     pub anonymous: bool,
 }
@@ -107,7 +112,10 @@ impl Recipe {
         let mut listed = self.listed;
         let mut redirect = None;
         for _ in 0..=worker.limits.max_redirects {
-            let request = self.request(worker, &url, &fields, from).map_err(peer(&url))?;
+            // What a rule puts in for a host is not for another port or scheme it redirects to.
+            let elsewhere = url.host == self.url.host && !url.same_origin(&self.url);
+            let request = self.request(worker, &url, &fields, from, elsewhere);
+            let request = request.map_err(peer(&url))?;
             let mut fetched = send(worker, &url, &request, listed).await.map_err(peer(&url))?;
             if !matches!(fetched.head.status, 301 | 302 | 303 | 307 | 308) {
                 fetched.redirect = redirect;
@@ -131,7 +139,7 @@ impl Recipe {
     /// Makes the request without a body and reads the head of the first answer, redirect or not.
     pub async fn fetch_first(&self, worker: &Worker) -> Result<Fetched, FetchError> {
         let (url, fields) = (&self.url, &self.fields);
-        let request = self.request(worker, url, fields, None).map_err(peer(url))?;
+        let request = self.request(worker, url, fields, None, false).map_err(peer(url))?;
         send(worker, url, &request, self.listed).await.map_err(peer(url))
     }
 
@@ -141,17 +149,20 @@ impl Recipe {
         url: &Url,
         fields: &Fields,
         from: Option<u64>,
+        elsewhere: bool,
     ) -> Result<RequestHead, Malformed> {
         let mut fields = fields.clone();
-        for name in CONDITIONS {
-            fields.remove(name);
+        if !self.as_asked {
+            for name in CONDITIONS {
+                fields.remove(name);
+            }
         }
         // A coded body would not hash to the digest, and a stored one would need a Vary.
         fields.set("Accept-Encoding", "identity")?;
         if let Some(from) = from {
             fields.set("Range", format!("bytes={from}-"))?;
         }
-        if self.anonymous {
+        if self.anonymous || elsewhere {
             return framed(worker, self.method.clone(), url, fields);
         }
         outgoing(worker, self.method.clone(), url, fields)
@@ -293,18 +304,32 @@ fn finish(
 
 /// Reads a small body to its end and keeps the connection; closes it otherwise.
 async fn discard(worker: &Worker, fetched: Fetched) {
+    let small = match fetched.framing {
+        Framing::None => true,
+        Framing::Length(len) => len <= DISCARD_MAX,
+        Framing::Chunked => true,
+        Framing::UntilClose => false,
+    };
+    if !small {
+        return;
+    }
+    let drained = monoio::time::timeout(DISCARD_TIME, drain(&fetched)).await;
+    if drained == Ok(true) {
+        fetched.recycle(worker);
+    }
+}
+
+/// Whether the body came to its end within [`DISCARD_MAX`].
+async fn drain(fetched: &Fetched) -> bool {
     let mut body = BodyReader::new(fetched.framing);
     let mut buf = Vec::new();
     let mut read = 0;
-    while !body.is_done() {
+    while !body.is_done() && read <= DISCARD_MAX {
         match body.read(&fetched.conn, &mut buf, 16 * 1024).await {
             Ok(got) => read += got as u64,
-            Err(_) => return,
+            Err(_) => return false,
         }
         buf.clear();
-        if read > DISCARD_MAX {
-            return;
-        }
     }
-    fetched.recycle(worker);
+    body.is_done()
 }

@@ -25,7 +25,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use self::answer::Reply;
-pub use self::drain::Drain;
+pub use self::drain::{Drain, guarded};
 pub use self::prove::{Access, Asking};
 pub use self::session::serve;
 use self::url::Url;

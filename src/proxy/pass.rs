@@ -39,6 +39,9 @@ pub async fn pass(
             worker.stats.observe(Outcome::Pass, request.started.elapsed());
             invalidate(worker, request, head.status).await;
             prove::note_answer(worker, request, head.status, &head.fields);
+            if head.status == 101 && upgrade_of(request).is_none() {
+                return failed(worker, client, request, &NetError::Closed).await;
+            }
             if head.status == 101 {
                 return upgrade(worker, client, conn, &head).await;
             }
@@ -83,6 +86,13 @@ struct Asked {
     sent_whole: bool,
 }
 
+/// The protocol that a client wants to go over to; with a body there is none.
+fn upgrade_of(request: &Request) -> Option<&[u8]> {
+    let fields = &request.head.fields;
+    let wanted = fields.has_token("connection", "upgrade") && !request.has_body();
+    fields.get("upgrade").filter(|_| wanted)
+}
+
 fn upstream_head(
     worker: &Worker,
     request: &Request,
@@ -93,9 +103,7 @@ fn upstream_head(
     if request.framing == Framing::Chunked {
         fields.push("Transfer-Encoding", "chunked")?;
     }
-    if let Some(protocol) =
-        client.get("upgrade").filter(|_| client.has_token("connection", "upgrade"))
-    {
+    if let Some(protocol) = upgrade_of(request) {
         fields.push("Connection", "Upgrade")?;
         fields.push("Upgrade", protocol)?;
     }
@@ -232,7 +240,8 @@ async fn answer(
     bytes.extend_from_slice(connection(version, keep).as_bytes());
     bytes.extend_from_slice(b"\r\n");
     let mut body = BodyReader::new(fetched.framing);
-    let more = !body.is_done();
+    // Held back only for bytes that are there: a client must not wait for its head.
+    let more = fetched.conn.unused() > 0;
     client.conn.write_parts(&[&bytes], more).await.map_err(|_| End::Broken)?;
     let down = Down { worker, client, request, chunked, skip: 0, left: None, proof };
     down.copy(&fetched.conn, &mut body).await?;

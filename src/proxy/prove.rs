@@ -20,10 +20,11 @@ use super::Worker;
 use super::challenge::{anonymous_token, bearer_challenge};
 use super::exchange::Request;
 use super::fetch::{Recipe, outgoing};
+use super::url::Url;
 use crate::http::{Fields, Method};
 use crate::key::Digest;
 use crate::policy::rights::{
-    Asked, Endpoint, Learned, Listing, MANIFEST_MAX, Manifest, Principal, Question, RegistryPath,
+    Asked, Learned, Listing, MANIFEST_MAX, Manifest, Principal, Question, RegistryPath,
     RepositoryId, Rights, Secret, Verdict, Wanted, What,
 };
 use crate::policy::{self};
@@ -210,13 +211,7 @@ pub fn note_manifest(worker: &Worker, request: &Request, body: &[u8]) {
 }
 
 fn what<'a>(request: &Request, digest: Option<&'a Digest>) -> Option<What<'a>> {
-    let path = RegistryPath::parse(request.url.path())?;
-    match (path.endpoint, digest) {
-        (Endpoint::Manifest, None) => Some(What::Tag),
-        (Endpoint::Manifest, Some(digest)) => Some(What::Manifest(digest)),
-        (Endpoint::Blob, Some(digest)) => Some(What::Blob(digest)),
-        _ => None,
-    }
+    What::of(&request.head.method, &RegistryPath::parse(request.url.path())?, digest)
 }
 
 impl<'a> Door<'a> {
@@ -282,7 +277,9 @@ async fn ask_as_nobody(worker: &Worker, client: Recipe) -> Option<(u16, Fields)>
     for accept in client.fields.all("accept") {
         fields.push("Accept", accept).ok()?;
     }
-    let mut bare = Recipe { method: Method::HEAD, fields, anonymous: true, ..client };
+    // Without the query, in which some registries take tokens.
+    let url = Url { target: client.url.path().into(), ..client.url.clone() };
+    let mut bare = Recipe { method: Method::HEAD, url, fields, anonymous: true, ..client };
     let first = head_of(worker, &bare).await?;
     if first.0 != 401 {
         return Some(first);

@@ -162,17 +162,14 @@ async fn resume(
     let from = fill.written();
     let fetched = recipe.fetch(worker, (from > 0).then_some(from)).await;
     let fetched = fetched.map_err(|error: FetchError| Resume::Again(error.to_string()))?;
-    let fields = &fetched.head.fields;
-    if let (Some(old), Some(new)) = (validator, strong_etag(fields))
-        && old != &*new
-        && !fill.is_proven()
+    // By its digest it is the same body wherever it comes from; else by its ETag.
+    let etag = if fill.is_proven() { None } else { Some(validator) };
+    if etag
+        .is_some_and(|etag| etag.is_none() || etag != strong_etag(&fetched.head.fields).as_deref())
     {
-        return Err(Resume::Never(format!("{} has another ETag than before", fetched.url)));
+        return Err(Resume::Never(format!("{}: nothing says the rest would fit", fetched.url)));
     }
-    if !fill.is_proven() && validator.is_none() {
-        return Err(Resume::Never("broke off, and nothing says the rest would fit".to_owned()));
-    }
-    match resumed_at(&fetched.head, from) {
+    match resumed_at(&fetched.head, from, fill.len(), etag) {
         Some(skip) => Ok((fetched, skip)),
         None => {
             let status = fetched.head.status;
@@ -181,19 +178,34 @@ async fn resume(
     }
 }
 
-/// How many bytes at the start of an answer lie before `from`, which was asked for; `None` where
-/// the answer does not reach back to it.
-pub fn resumed_at(head: &ResponseHead, from: u64) -> Option<u64> {
+/// How many bytes at the start of an answer lie before `from`, which was asked for; `None` where the
+/// answer is not the rest of a body of `len` bytes. `etag`: what its strong ETag must be, where
+/// nothing else proves the body.
+pub fn resumed_at(
+    head: &ResponseHead,
+    from: u64,
+    len: Option<u64>,
+    etag: Option<Option<&str>>,
+) -> Option<u64> {
+    if etag.is_some_and(|etag| etag.is_none() || etag != strong_etag(&head.fields).as_deref())
+        || head.fields.contains("content-encoding")
+    {
+        return None;
+    }
     match head.status {
         200 => Some(from),
         206 => {
             let part = head.fields.get("content-range").and_then(range::parse_content_range)?;
-            from.checked_sub(part.start)
+            let ends =
+                part.total.is_some_and(|total| part.end_inclusive.checked_add(1) == Some(total));
+            let fits = len.is_none() || part.total == len;
+            from.checked_sub(part.start).filter(|_| ends && fits)
         }
         _ => None,
     }
 }
 
-fn strong_etag(fields: &Fields) -> Option<Arc<str>> {
+/// An ETag that says the bytes are the same (RFC 9110, section 8.8.1).
+pub fn strong_etag(fields: &Fields) -> Option<Arc<str>> {
     fields.get_str("etag").filter(|etag| !etag.starts_with("W/")).map(Arc::from)
 }

@@ -1,0 +1,244 @@
+//! Private images: what is stored goes only to those whom upstream would give it.
+
+mod support;
+
+use std::os::unix::fs::PermissionsExt;
+
+use serde_json::json;
+use support::answer::{Answer, Gate};
+use support::body::Body;
+use support::client::Response;
+use support::names;
+use support::origin::{Origin, fresh_body};
+use support::proxy::{Proxy, Setup};
+use support::registry::blob_path;
+use support::wait_until;
+
+fn verifying() -> Setup {
+    Setup::new().with(json!({ "cache": { "access": "verify" } }))
+}
+
+const CHALLENGE: &str = "Bearer realm=\"/nowhere\",service=\"s\",scope=\"x\"";
+const MINE: &str = "Bearer mine";
+const OTHERS: &str = "Bearer others";
+
+/// Serves a blob of a repository to whoever has this credential.
+fn private(origin: &Origin, repo: &str, body: &Body, authorization: &str) -> String {
+    let path = blob_path(repo, body);
+    let answer = || registry(Answer::ok(body)).wants(authorization, CHALLENGE);
+    origin.get(&path, answer());
+    origin.on("HEAD", &path, answer().bodiless());
+    path
+}
+
+fn registry(answer: Answer) -> Answer {
+    answer.with("Docker-Distribution-Api-Version", "registry/2.0")
+}
+
+fn ask(proxy: &Proxy, origin: &Origin, path: &str, authorization: &str) -> Response {
+    proxy.get_with(origin, path, &[("Authorization", authorization)])
+}
+
+fn requests(origin: &Origin) -> usize {
+    origin.seen().len()
+}
+
+#[test]
+fn a_stored_private_blob_is_for_those_who_may_have_it() {
+    let setup = verifying();
+    let proxy = setup.start();
+    for origin in [Origin::https(names::REGISTRY), Origin::http(names::SECOND)] {
+        let body = fresh_body(200_000);
+        let path = private(&origin, "team/app", &body, MINE);
+        ask(&proxy, &origin, &path, MINE).assert_is(&body);
+        let again = ask(&proxy, &origin, &path, MINE);
+        again.assert_is(&body);
+        again.assert_hit();
+        for refused in [proxy.get(&origin, &path), ask(&proxy, &origin, &path, OTHERS)] {
+            assert_eq!(refused.status, 401);
+            assert_eq!(refused.field("WWW-Authenticate"), Some(CHALLENGE));
+            refused.assert_not_hit();
+        }
+        let before = origin.count("GET", &path);
+        ask(&proxy, &origin, &path, MINE).assert_hit();
+        assert_eq!(origin.count("GET", &path), before, "no bytes were fetched again");
+    }
+}
+
+#[test]
+fn head_of_a_stored_private_blob_tells_nothing_either() {
+    let setup = verifying();
+    let proxy = setup.start();
+    let origin = Origin::https(names::REGISTRY);
+    let body = fresh_body(50_000);
+    let path = private(&origin, "team/app", &body, MINE);
+    ask(&proxy, &origin, &path, MINE).assert_is(&body);
+    let mut client = proxy.client(&origin);
+    client.start("HEAD", &origin.url(&path), &[]);
+    let head = client.head();
+    let refused = client.rest("HEAD", head);
+    assert_eq!(refused.status, 401);
+    refused.assert_not_hit();
+    client.start("HEAD", &origin.url(&path), &[("Authorization", MINE)]);
+    let head = client.head();
+    client.rest("HEAD", head).assert_hit();
+}
+
+#[test]
+fn rights_in_one_repository_open_no_other() {
+    let setup = verifying();
+    let proxy = setup.start();
+    let origin = Origin::https(names::REGISTRY);
+    let (secret, own) = (fresh_body(100_000), fresh_body(1_000));
+    let hidden = private(&origin, "team/secret", &secret, OTHERS);
+    ask(&proxy, &origin, &hidden, OTHERS).assert_is(&secret);
+    let mine = private(&origin, "me/own", &own, MINE);
+    ask(&proxy, &origin, &mine, MINE).assert_is(&own);
+    // The registry says that this repository does not have it.
+    let through = blob_path("me/own", &secret);
+    for method in ["GET", "HEAD"] {
+        origin.on(method, &through, registry(Answer::status(404, "unknown")));
+    }
+    let refused = ask(&proxy, &origin, &through, MINE);
+    assert_eq!(refused.status, 404);
+    refused.assert_not_hit();
+}
+
+#[test]
+fn no_registry_vouches_for_anothers_bytes() {
+    let setup = verifying();
+    let proxy = setup.start();
+    let (good, evil) = (Origin::https(names::REGISTRY), Origin::https(names::SECOND));
+    let secret = fresh_body(100_000);
+    let hidden = private(&good, "team/secret", &secret, MINE);
+    ask(&proxy, &good, &hidden, MINE).assert_is(&secret);
+    // It says yes to whatever it is asked, and has nothing.
+    let path = blob_path("any/thing", &secret);
+    let claim = || {
+        let body = Body::bytes("nothing");
+        registry(Answer::ok(&body)).with("Docker-Content-Digest", secret.digest())
+    };
+    evil.get(&path, claim());
+    evil.on("HEAD", &path, claim().bodiless());
+    let got = proxy.get(&evil, &path);
+    got.assert_not_hit();
+    assert_eq!(got.status, 502, "what it sent was not what it was asked for");
+    ask(&proxy, &good, &hidden, MINE).assert_hit();
+}
+
+/// A registry that gives anybody a token for `team/public`.
+fn public(origin: &Origin, body: &Body) -> String {
+    let path = blob_path("team/public", body);
+    let challenge = "Bearer realm=\"/token\",service=\"reg\",scope=\"repository:team/public:pull\"";
+    let token = "{\"token\":\"for-nobody\"}";
+    origin.get("/token", Answer::status(200, token).with("Content-Type", "application/json"));
+    origin.get(&path, registry(Answer::ok(body)));
+    let head = registry(Answer::ok(body)).bodiless();
+    origin.on("HEAD", &path, head.wants("Bearer for-nobody", challenge));
+    path
+}
+
+#[test]
+fn public_hits_make_no_request_at_all_also_after_a_restart() {
+    let setup = verifying();
+    let proxy = setup.start();
+    let origin = Origin::https(names::REGISTRY);
+    let body = fresh_body(100_000);
+    let path = public(&origin, &body);
+    ask(&proxy, &origin, &path, "Bearer one").assert_is(&body);
+    wait_until("the question for everybody", || {
+        let asked = origin.seen_at(&path);
+        asked
+            .iter()
+            .any(|seen| seen.field("Authorization") == Some("Bearer for-nobody"))
+            .then_some(())
+    });
+    wait_until("its answer", || {
+        let got = ask(&proxy, &origin, &path, "Bearer two");
+        got.assert_is(&body);
+        (got.field("X-Cache") == Some("HIT")).then_some(())
+    });
+    let quiet = |proxy: &Proxy| {
+        let (before, questions) = (requests(&origin), proxy.stat("questions"));
+        for n in 0..20 {
+            ask(proxy, &origin, &path, &format!("Bearer new-{n}")).assert_hit();
+            proxy.get(&origin, &path).assert_hit();
+        }
+        assert_eq!(requests(&origin), before);
+        assert_eq!(proxy.stat("questions"), questions);
+    };
+    quiet(&proxy);
+    proxy.stop();
+    let proxy = setup.start();
+    quiet(&proxy);
+}
+
+#[test]
+fn a_client_that_joins_a_running_fill_is_asked_too() {
+    let setup = verifying();
+    let proxy = setup.start();
+    let origin = Origin::https(names::REGISTRY);
+    let body = fresh_body(2_000_000);
+    let path = blob_path("team/app", &body);
+    let gate = Gate::new();
+    origin.script(
+        "GET",
+        &path,
+        [
+            registry(Answer::ok(&body)).gate_at(500_000, &gate),
+            registry(Answer::ok(&body)).wants(MINE, CHALLENGE),
+        ],
+    );
+    let head = || registry(Answer::ok(&body)).bodiless().wants(MINE, CHALLENGE);
+    origin.on("HEAD", &path, head());
+    let mut leader = proxy.client(&origin);
+    let mut transfer = leader.begin_with(&origin.url(&path), &[("Authorization", MINE)]);
+    transfer.read_to(&mut leader, 400_000);
+    let refused = ask(&proxy, &origin, &path, OTHERS);
+    assert_eq!(refused.status, 401, "{refused:?}");
+    gate.open();
+    transfer.finish(&mut leader).assert_is(&body);
+}
+
+#[test]
+fn with_the_registry_down_only_what_was_proven_is_served() {
+    let setup = verifying();
+    let proxy = setup.start();
+    let origin = Origin::https(names::REGISTRY);
+    let body = fresh_body(100_000);
+    let path = private(&origin, "team/app", &body, MINE);
+    ask(&proxy, &origin, &path, MINE).assert_is(&body);
+    origin.stop();
+    ask(&proxy, &origin, &path, MINE).assert_hit();
+    let refused = ask(&proxy, &origin, &path, OTHERS);
+    refused.assert_own_error(&[503]);
+}
+
+#[test]
+fn trust_is_for_everybody_and_says_so() {
+    let setup = Setup::new().with(json!({ "cache": { "access": "trust" } }));
+    let proxy = setup.start();
+    let origin = Origin::https(names::REGISTRY);
+    let body = fresh_body(10_000);
+    let path = private(&origin, "team/app", &body, MINE);
+    ask(&proxy, &origin, &path, MINE).assert_is(&body);
+    proxy.get(&origin, &path).assert_hit();
+    proxy.wait_log(&["WARN", "cache.access is trust"]);
+}
+
+#[test]
+fn the_secret_and_the_grants_are_nobodys_to_read() {
+    let setup = verifying();
+    let proxy = setup.start();
+    let origin = Origin::https(names::REGISTRY);
+    let body = fresh_body(10_000);
+    let path = private(&origin, "team/app", &body, MINE);
+    ask(&proxy, &origin, &path, MINE).assert_is(&body);
+    let secret = std::fs::metadata(setup.path("certs/grants.key")).expect("the secret");
+    assert_eq!(secret.permissions().mode() & 0o777, 0o600);
+    let meta = setup.blob(&format!("{}.meta", body.sha256()));
+    let meta = String::from_utf8_lossy(&std::fs::read(meta).expect("a .meta")).into_owned();
+    assert!(!meta.contains("mine") && !meta.contains("team/app"), "{meta}");
+    let again = ask(&proxy, &origin, &path, MINE);
+    assert!(again.field("X-Discobot-Source").is_none(), "{again:?}");
+}
