@@ -213,7 +213,7 @@ fn deletion_leaves_running_transfers_alone() {
             };
             let left = match whole_cache {
                 true => 0,
-                false => proxy.stat("current_size") - body.len() as u64,
+                false => proxy.stat("current_size") - body.len(),
             };
             assert_eq!(proxy.admin("DELETE", &target, &[]).status, 200);
             assert!(!setup.blob(&body.sha256()).exists());

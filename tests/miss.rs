@@ -65,7 +65,8 @@ fn a_body_too_short_or_too_long_for_its_digest_is_wrong_too() {
 
 #[test]
 fn a_cut_body_reaches_the_client_as_cut_and_is_not_stored() {
-    let setup = Setup::new();
+    // Each resumption waits longer than the one before.
+    let setup = Setup::new().with(json!({ "upstream": { "retries": 1 } }));
     let proxy = setup.start();
     let origin = Origin::https(names::REGISTRY);
     for how in [Ending::Cut, Ending::Reset] {

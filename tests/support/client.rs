@@ -1,7 +1,7 @@
 //! A blocking test client: absolute-form over plain HTTP, or inside a CONNECT tunnel over TLS.
 //! It streams bodies into a digest, can stop reading wherever a test wants, or just go away.
 
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 
 use rustls::pki_types::ServerName;
@@ -136,18 +136,22 @@ impl Client {
         Client::tunnel_from(dial(proxy, None), authority)
     }
 
-    fn tunnel_from(tcp: TcpStream, authority: &str) -> Result<TcpStream, Box<Response>> {
-        let mut client = Client::over(tcp, false, authority);
+    fn tunnel_from(mut tcp: TcpStream, authority: &str) -> Result<TcpStream, Box<Response>> {
         let request = format!("CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n\r\n");
-        client.wire.send(request.as_bytes()).expect("sending CONNECT");
-        let head = client.head();
-        if status(&head) != 200 {
-            return Err(Box::new(client.rest("CONNECT", head)));
+        tcp.write_all(request.as_bytes()).expect("sending CONNECT");
+        // Byte by byte: what a server says at once behind the head belongs to the tunnel.
+        let mut text = Vec::new();
+        while !text.ends_with(b"\r\n\r\n") {
+            let mut byte = [0; 1];
+            tcp.read_exact(&mut byte).expect("the head of the answer to CONNECT");
+            text.push(byte[0]);
         }
-        match client.wire.into_stream() {
-            Stream::Plain(tcp) => Ok(tcp),
-            _ => unreachable!("the outer connection is plain"),
+        let head = Head::parse(&text).expect("a head");
+        if status(&head) == 200 {
+            return Ok(tcp);
         }
+        let mut client = Client::over(tcp, false, authority);
+        Err(Box::new(client.rest("CONNECT", head)))
     }
 
     /// CONNECT to `authority`, then TLS with this trust; requests go out in origin form.

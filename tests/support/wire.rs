@@ -60,6 +60,15 @@ pub struct Head {
 }
 
 impl Head {
+    /// A head in memory, its blank line included.
+    pub fn parse(bytes: &[u8]) -> io::Result<Head> {
+        let text = String::from_utf8_lossy(bytes);
+        let mut lines = text.trim_end_matches("\r\n").split("\r\n");
+        let line = lines.next().unwrap_or("").to_owned();
+        let fields = lines.map(field).collect::<io::Result<_>>()?;
+        Ok(Head { line, fields })
+    }
+
     /// The first field of this name.
     pub fn field(&self, name: &str) -> Option<&str> {
         self.fields.iter().find(|(own, _)| own.eq_ignore_ascii_case(name)).map(|(_, v)| v.as_str())
@@ -108,12 +117,6 @@ impl Wire {
     /// The bytes read ahead.
     pub fn ahead(&self) -> &[u8] {
         &self.buffer[self.at..]
-    }
-
-    /// Takes the stream back; nothing may have been read ahead of it.
-    pub fn into_stream(self) -> Stream {
-        assert!(self.ahead().is_empty(), "read ahead: {:?}", self.ahead());
-        self.stream
     }
 
     fn more(&mut self) -> io::Result<usize> {
@@ -171,9 +174,7 @@ impl Wire {
             if line.is_empty() {
                 return Ok(fields);
             }
-            let bad = || io::Error::new(ErrorKind::InvalidData, format!("no field: {line:?}"));
-            let (name, value) = line.split_once(':').ok_or_else(bad)?;
-            fields.push((name.to_owned(), value.trim_matches([' ', '\t']).to_owned()));
+            fields.push(field(&line)?);
         }
     }
 
@@ -182,6 +183,12 @@ impl Wire {
         self.stream.write_all(bytes)?;
         self.stream.flush()
     }
+}
+
+fn field(line: &str) -> io::Result<(String, String)> {
+    let bad = || io::Error::new(ErrorKind::InvalidData, format!("no field: {line:?}"));
+    let (name, value) = line.split_once(':').ok_or_else(bad)?;
+    Ok((name.to_owned(), value.trim_matches([' ', '\t']).to_owned()))
 }
 
 /// Where one body stands.
