@@ -340,7 +340,7 @@ async fn pass_rest(
     }
 }
 
-/// Answers a candidate past the cache: redirects are followed all the same, and the client's own range
+/// Answers a candidate past the cache: redirects are followed, and the client's own range
 /// goes along.
 async fn pass_miss(
     worker: &Rc<Worker>,
@@ -477,7 +477,7 @@ fn stored_etag(body: &Body) -> Option<Arc<str>> {
     stored_fields(body).as_ref().and_then(strong_etag)
 }
 
-/// Whether stored fields may answer this request. A manifest needs its media type, which one that was
+/// Whether stored fields may answer this request. A manifest needs its media type: one that was
 /// fetched as a blob has not, and which only its own registry is believed.
 fn fits(request: &Request, stored: &Fields, source: Option<&RepositoryId>) -> bool {
     let is_type = |kind: &[u8]| !kind.eq_ignore_ascii_case(b"application/octet-stream");

@@ -1,4 +1,4 @@
-//! Sessions as tasks: how they learn that the proxy is to stop, and that a bug in one ends it alone.
+//! Sessions as tasks: how they learn that it is time to stop; a bug in one ends it alone.
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
