@@ -1,5 +1,6 @@
 //! Real clients pull real images from real registries through the proxy, twice: the second time no
-//! registry is asked for a blob, and the pull works with the registry gone once the manifest is there.
+//! registry is asked for a blob, and the pull works with the registry gone once it has answered for
+//! the manifest. What was pulled can be pushed again, elsewhere.
 //!
 //! Each test has a network namespace of its own, and root is needed to make it (support/lab.rs).
 
@@ -106,6 +107,20 @@ fn pulls_from_a_public_registry(lab: &Lab, client: fn(&Lab, &Proxy) -> Box<dyn C
     }
 }
 
+/// Pulls an image and pushes it as another repository's, which has none of the blobs that the proxy
+/// has: each must reach the registry.
+fn pushes_what_it_pulled(lab: &Lab, client: fn(&Lab, &Proxy) -> Box<dyn Client>) {
+    let image = Image::made(lab, "image", &[3000, 5 << 20]);
+    let registry = Registry::start(lab, REGISTRY, true);
+    registry.fill(lab, &image, "lab/image");
+    let proxy = Proxy::start(lab, &[REGISTRY], "info");
+    let mut client = client(lab, &proxy);
+    let pulled = format!("{REGISTRY}/lab/image:v1");
+    client.pull(lab, &pulled).unwrap();
+    client.push(lab, &pulled, &format!("{REGISTRY}/lab/other:v1")).unwrap();
+    registry.check(lab, "lab/other", &image);
+}
+
 fn skopeo(lab: &Lab, proxy: &Proxy) -> Box<dyn Client> {
     Box::new(Skopeo::new(lab, proxy))
 }
@@ -161,4 +176,19 @@ fn containerd_pulls_from_a_public_registry() {
 #[test]
 fn dockerd_pulls_from_a_public_registry() {
     pulls_from_a_public_registry(&Lab::new("dockerd-public"), dockerd);
+}
+
+#[test]
+fn skopeo_pushes_what_it_pulled() {
+    pushes_what_it_pulled(&Lab::new("skopeo-push"), skopeo);
+}
+
+#[test]
+fn containerd_pushes_what_it_pulled() {
+    pushes_what_it_pulled(&Lab::new("containerd-push"), containerd);
+}
+
+#[test]
+fn dockerd_pushes_what_it_pulled() {
+    pushes_what_it_pulled(&Lab::new("dockerd-push"), dockerd);
 }

@@ -387,20 +387,23 @@ impl Inner {
     /// Evicts until the file system has `need` bytes beside `cache.min_free`.
     fn make_room(&self, need: u64) -> Result<(), CacheError> {
         let wanted = need.saturating_add(self.options.min_free);
-        loop {
-            let free = self.disk.free()?;
-            if free >= wanted {
-                return Ok(());
-            }
-            let evicted = self.index().evict(wanted - free);
-            if evicted.is_empty() {
+        let free = self.disk.free()?;
+        if free >= wanted {
+            return Ok(());
+        }
+        let evicted = {
+            let mut index = self.index();
+            if index.stored() < wanted - free {
+                // Nothing is given up for what would not fit all the same.
                 return Err(CacheError::Full);
             }
-            Stats::add(&self.stats.evictions, evicted.len() as u64);
-            for key in &evicted {
-                self.unlink(key);
-            }
+            index.evict(wanted - free)
+        };
+        Stats::add(&self.stats.evictions, evicted.len() as u64);
+        for key in &evicted {
+            self.unlink(key);
         }
+        if self.disk.free()? >= wanted { Ok(()) } else { Err(CacheError::Full) }
     }
 
     fn remove(&self, key: &Key) -> Result<Option<u64>, CacheError> {

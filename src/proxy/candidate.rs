@@ -42,6 +42,7 @@ pub async fn head_request(
         Ok(Some(reader)) => {
             if let Some((seen, stored, source)) = stored_head(&reader)
                 && fits(request, &stored, source.as_ref())
+                && came_from(request, key, source.as_ref())
                 && let Gate::Public | Gate::Open =
                     may_have(worker, request, key, source.as_ref()).await
             {
@@ -53,6 +54,12 @@ pub async fn head_request(
     }
     Stats::add(&worker.stats.misses, 1);
     pass::pass(worker, client, request, "head").await
+}
+
+/// Whether an entry's bytes came from the repository that is asked. A push asks by HEAD what it
+/// need not send: that another repository has a blob is no answer to that.
+fn came_from(request: &Request, key: &Key, source: Option<&RepositoryId>) -> bool {
+    matches!(key, Key::Url(_)) || source == Some(&prove::repository(request))
 }
 
 /// GET of a candidate.

@@ -178,7 +178,8 @@ async fn resume(
     }
 }
 
-/// How many bytes at the start of an answer lie before `from`, which was asked for; `None` where the
+/// How many bytes at the start of an answer lie before `from`, which was asked for; `None` where
+/// the
 /// answer is not the rest of a body of `len` bytes. `etag`: what its strong ETag must be, where
 /// nothing else proves the body.
 pub fn resumed_at(

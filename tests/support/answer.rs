@@ -87,6 +87,7 @@ pub struct Answer {
     pub(super) ranges: bool,
     pub(super) refuse_authorization: bool,
     pub(super) wants: Option<(String, String)>,
+    pub(super) signed: Option<String>,
     pub(super) raw: Option<Vec<u8>>,
     pub(super) interim: Vec<u16>,
     pub(super) early: bool,
@@ -111,6 +112,7 @@ impl Answer {
             ranges: false,
             refuse_authorization: false,
             wants: None,
+            signed: None,
             raw: None,
             interim: Vec::new(),
             early: false,
@@ -221,6 +223,12 @@ impl Answer {
     /// 401 with this challenge to a request without exactly this Authorization.
     pub fn wants(mut self, authorization: &str, challenge: &str) -> Answer {
         self.wants = Some((authorization.to_owned(), challenge.to_owned()));
+        self
+    }
+
+    /// 403 to a request with another query, as a CDN answers a signed URL that has expired.
+    pub fn signed(mut self, query: &str) -> Answer {
+        self.signed = Some(query.to_owned());
         self
     }
 

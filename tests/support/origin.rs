@@ -291,6 +291,10 @@ impl Shared {
         if answer.refuse_authorization && authorization.is_some() {
             return Answer::status(400, "Only one auth mechanism allowed");
         }
+        let query = seen.target.split_once('?').map(|(_, query)| query);
+        if answer.signed.is_some() && answer.signed.as_deref() != query {
+            return Answer::status(403, "<Error><Code>AccessDenied</Code></Error>");
+        }
         if let Some((wanted, challenge)) = &answer.wants
             && authorization != Some(wanted)
         {

@@ -15,6 +15,8 @@ pub trait Client {
     fn pull(&mut self, lab: &Lab, reference: &str) -> Result<(), String>;
     /// Panics unless what the last pull of `reference` brought is `image`, byte for byte.
     fn check(&self, lab: &Lab, reference: &str, image: &Image);
+    /// Pushes what was pulled as `pulled` to `to`.
+    fn push(&mut self, lab: &Lab, pulled: &str, to: &str) -> Result<(), String>;
     /// Removes what was pulled as `reference`, so that the next pull fetches all of it again.
     fn forget(&mut self, lab: &Lab, reference: &str);
 }
@@ -52,6 +54,15 @@ impl Client for Skopeo {
             let hex = digest.trim_start_matches("sha256:");
             assert_eq!(digest_of(&self.out.join(hex)), digest);
         }
+    }
+
+    fn push(&mut self, lab: &Lab, _pulled: &str, to: &str) -> Result<(), String> {
+        let mut command = lab.command("skopeo");
+        command
+            .args(["--insecure-policy", "copy", "--preserve-digests"])
+            .arg(format!("dir:{}", self.out.display()))
+            .arg(format!("docker://{to}"));
+        attempt(through_proxy(&mut command, &self.bundle)).map(drop)
     }
 
     fn forget(&mut self, _lab: &Lab, _reference: &str) {
@@ -115,6 +126,12 @@ impl Client for Containerd {
         }
     }
 
+    fn push(&mut self, lab: &Lab, pulled: &str, to: &str) -> Result<(), String> {
+        let mut command = self.ctr(lab);
+        command.args(["image", "push", to, pulled]);
+        attempt(through_proxy(&mut command, &self.bundle)).map(drop)
+    }
+
     fn forget(&mut self, lab: &Lab, reference: &str) {
         run(self.ctr(lab).args(["image", "rm", "--sync", reference]));
         assert_eq!(run(self.ctr(lab).args(["content", "ls", "-q"])).trim(), "");
@@ -167,6 +184,11 @@ impl Client for Dockerd {
         assert_eq!(found["RootFS"]["Layers"], Value::from(image.diff_ids.clone()));
         let digests = found["RepoDigests"].to_string();
         assert!(digests.contains(&image.manifest), "{digests} has {}", image.manifest);
+    }
+
+    fn push(&mut self, lab: &Lab, pulled: &str, to: &str) -> Result<(), String> {
+        run(docker(lab, &self.address).args(["tag", pulled, to]));
+        attempt(docker(lab, &self.address).args(["push", to])).map(drop)
     }
 
     fn forget(&mut self, lab: &Lab, reference: &str) {

@@ -3,7 +3,7 @@
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
 
-use super::image::Image;
+use super::image::{Image, digest_of};
 use super::{Lab, Program, run};
 
 /// A registry serving `https://<name>` with a certificate of the lab's upstream authority, or plain
@@ -47,6 +47,20 @@ impl Registry {
             .args(["--insecure-policy", "copy", "--preserve-digests", "--dest-tls-verify=false"])
             .arg(format!("oci:{}:v1", image.layout.display()))
             .arg(format!("docker://{}/{repository}:v1", self.address)));
+    }
+
+    /// Panics unless `repository:v1` is `image` and whole. Its manifest and the packing of its layers
+    /// are the pushing client's.
+    pub fn check(&self, lab: &Lab, repository: &str, image: &Image) {
+        let out = lab.path("registry-check");
+        run(lab
+            .command("skopeo")
+            .args(["--insecure-policy", "copy", "--preserve-digests", "--src-tls-verify=false"])
+            .arg(format!("docker://{}/{repository}:v1", self.address))
+            .arg(format!("dir:{}", out.display())));
+        let config = out.join(image.config.trim_start_matches("sha256:"));
+        assert_eq!(digest_of(&config), image.config);
+        fs::remove_dir_all(out).unwrap();
     }
 
     /// How many GETs of blobs it has answered.
