@@ -107,7 +107,8 @@ async fn run(
             tracing::info!(host = %recipe.url.host, path = %recipe.url.path(), why,
                 from = fill.written(), "resuming a fill");
             match resume(worker, recipe, &fill, validator.as_deref()).await {
-                Ok(resumed) => break resumed,
+                Ok(Resumed::Rest(rest, there)) => break (*rest, there),
+                Ok(Resumed::Nothing) => return fill.commit().await,
                 Err(Resume::Again(error)) => why = error,
                 Err(Resume::Never(error)) => {
                     return Err(fill.fail(Failure::Source(error.into())));
@@ -145,6 +146,13 @@ async fn pour(
     Ok(())
 }
 
+enum Resumed {
+    /// The answer, and how many of its first bytes are there already.
+    Rest(Box<Fetched>, u64),
+    /// Upstream has no more bytes than are there.
+    Nothing,
+}
+
 enum Resume {
     /// It may work another time.
     Again(String),
@@ -152,29 +160,32 @@ enum Resume {
     Never(String),
 }
 
-/// Asks for the rest of a body: the answer, and how many of its first bytes are there already.
+/// Asks for the rest of a body.
 async fn resume(
     worker: &Worker,
     recipe: &Recipe,
     fill: &Fill,
     validator: Option<&str>,
-) -> Result<(Fetched, u64), Resume> {
+) -> Result<Resumed, Resume> {
     let from = fill.written();
     let fetched = recipe.fetch(worker, (from > 0).then_some(from)).await;
     let fetched = fetched.map_err(|error: FetchError| Resume::Again(error.to_string()))?;
+    let status = fetched.head.status;
+    if status == 416 && from > 0 && fill.is_proven() && fill.len().is_none() {
+        // Nothing but the mark of its end was missing: the digest says whether that is so.
+        return Ok(Resumed::Nothing);
+    }
     // By its digest it is the same body wherever it comes from; else by its ETag.
     let etag = if fill.is_proven() { None } else { Some(validator) };
-    if etag
-        .is_some_and(|etag| etag.is_none() || etag != strong_etag(&fetched.head.fields).as_deref())
-    {
+    // A refusal has no part of any body, and says nothing about the one asked for.
+    let has_body = matches!(status, 200 | 206);
+    let other = |etag| has_body && etag != strong_etag(&fetched.head.fields).as_deref();
+    if etag.is_some_and(|etag| etag.is_none() || other(etag)) {
         return Err(Resume::Never(format!("{}: nothing says the rest would fit", fetched.url)));
     }
     match resumed_at(&fetched.head, from, fill.len(), etag) {
-        Some(skip) => Ok((fetched, skip)),
-        None => {
-            let status = fetched.head.status;
-            Err(Resume::Again(format!("{} answered {status}, not the rest", fetched.url)))
-        }
+        Some(skip) => Ok(Resumed::Rest(Box::new(fetched), skip)),
+        None => Err(Resume::Again(format!("{} answered {status}, not the rest", fetched.url))),
     }
 }
 
