@@ -226,6 +226,15 @@ fn accept(listener: &TcpListener, shared: &Arc<Shared>, config: Option<&Arc<Serv
         thread::spawn(move || {
             let mut wire = Wire::new(stream);
             let _ = serve(&shared, &mut wire, number);
+            let tcp = wire.stream.tcp();
+            if let (Ok(Some(Duration::ZERO)), Ok(peer)) =
+                (socket2::SockRef::from(tcp).linger(), tcp.peer_addr())
+            {
+                // The last descriptor's close resets it; a shutdown would end it in good order.
+                let mut sockets = shared.sockets.lock().unwrap();
+                sockets.retain(|socket| socket.peer_addr().is_ok_and(|other| other != peer));
+                return;
+            }
             let _ = wire.stream.tcp().shutdown(Shutdown::Both);
         });
     }
