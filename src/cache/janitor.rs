@@ -2,7 +2,7 @@
 //! runtime thread waits for it. Its queue is bounded; where it is full, the sender does the work.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -47,7 +47,8 @@ impl Janitor {
                 std::sync::mpsc::TrySendError::Full(job)
                 | std::sync::mpsc::TrySendError::Disconnected(job) => job,
             };
-            carry_out(&self.inner, job);
+            // A part that stays is left to the next start.
+            let _ = carry_out(&self.inner, job);
         }
     }
 
@@ -64,27 +65,37 @@ impl Janitor {
 
 fn run(inner: &Inner, jobs: &Receiver<Job>, interval: Duration) {
     let mut flush_at = Instant::now() + interval;
+    // Parts of a disk that was read-only for a while: as many as there were fills under way then.
+    let mut stuck = Vec::new();
     loop {
         match jobs.recv_timeout(flush_at.saturating_duration_since(Instant::now())) {
             Ok(Job::Stop) | Err(RecvTimeoutError::Disconnected) => return flush(inner),
-            Ok(job) => carry_out(inner, job),
+            Ok(job) => stuck.extend(carry_out(inner, job)),
             Err(RecvTimeoutError::Timeout) => {}
         }
         if Instant::now() >= flush_at {
             flush(inner);
+            stuck.retain(|part| !is_gone(part));
             flush_at = Instant::now() + interval;
         }
     }
 }
 
-fn carry_out(inner: &Inner, job: Job) {
+/// Gives back the part that can't be removed now.
+fn carry_out(inner: &Inner, job: Job) -> Option<PathBuf> {
     match job {
         Job::Unlink(key) => inner.unlink(&key),
-        Job::Part(path) => {
-            // It means nothing; the next start tries again.
-            let _ = std::fs::remove_file(path);
-        }
+        Job::Part(path) => return Some(path).filter(|path| !is_gone(path)),
         Job::Stop => {}
+    }
+    None
+}
+
+/// Removes a part. It means nothing, so that what stays to the end is left to the next start.
+fn is_gone(part: &Path) -> bool {
+    match std::fs::remove_file(part) {
+        Ok(()) => true,
+        Err(error) => error.kind() == std::io::ErrorKind::NotFound,
     }
 }
 
