@@ -151,6 +151,16 @@ impl Setup {
         proxy
     }
 
+    /// Starts it from a shell, after this command, and waits until both ports are open.
+    pub fn start_after(&self, shell: &str) -> Proxy {
+        let (binary, config) = (env!("CARGO_BIN_EXE_discobot-proxy"), self.write_config());
+        let script = format!("{shell} && exec {binary} --config {}", config.display());
+        let mut command = self.wrapped("sh", &["-c", &script]);
+        let proxy = Proxy::spawn(&mut command, self.path("certs/ca.crt"));
+        proxy.wait_ready();
+        proxy
+    }
+
     /// Runs it with these arguments to its end.
     pub fn run(&self, arguments: &[&str]) -> Finished {
         let mut command = self.command();
