@@ -123,7 +123,7 @@ pub struct Fill {
 
 impl Fill {
     /// The body's length, where it is known.
-    pub fn len(&self) -> Option<u64> {
+    pub fn total(&self) -> Option<u64> {
         self.len
     }
 

@@ -171,7 +171,7 @@ async fn resume(
     let fetched = recipe.fetch(worker, (from > 0).then_some(from)).await;
     let fetched = fetched.map_err(|error: FetchError| Resume::Again(error.to_string()))?;
     let status = fetched.head.status;
-    if status == 416 && from > 0 && fill.is_proven() && fill.len().is_none() {
+    if status == 416 && from > 0 && fill.is_proven() && fill.total().is_none() {
         // Nothing but the mark of its end was missing: the digest says whether that is so.
         return Ok(Resumed::Nothing);
     }
@@ -183,7 +183,7 @@ async fn resume(
     if etag.is_some_and(|etag| etag.is_none() || other(etag)) {
         return Err(Resume::Never(format!("{}: nothing says the rest would fit", fetched.url)));
     }
-    match resumed_at(&fetched.head, from, fill.len(), etag) {
+    match resumed_at(&fetched.head, from, fill.total(), etag) {
         Some(skip) => Ok(Resumed::Rest(Box::new(fetched), skip)),
         None => Err(Resume::Again(format!("{} answered {status}, not the rest", fetched.url))),
     }
