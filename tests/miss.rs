@@ -413,3 +413,19 @@ fn raw(proxy: &Proxy, text: &str) -> Response {
     let head = client.head();
     client.rest("GET", head)
 }
+
+#[test]
+fn interim_answers_without_end_are_no_answer() {
+    let setup = Setup::new();
+    let proxy = setup.start();
+    let origin = Origin::https(names::REGISTRY);
+    let body = fresh_body(1_000);
+    let many = [103; 200];
+    let candidate = blob_path("lab/img", &body);
+    for path in [candidate.as_str(), "/other"] {
+        origin.get(path, Answer::ok(&body).interim(&many));
+        let mut client = proxy.client(&origin);
+        let got = client.get(&origin.url(path));
+        assert_eq!(got.status, 503, "{got:?}");
+    }
+}

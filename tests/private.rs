@@ -242,3 +242,33 @@ fn the_secret_and_the_grants_are_nobodys_to_read() {
     let again = ask(&proxy, &origin, &path, MINE);
     assert!(again.field("X-Discobot-Source").is_none(), "{again:?}");
 }
+
+#[test]
+fn clients_to_be_fetched_for_never_make_more_than_one_fill() {
+    let setup = verifying();
+    let proxy = setup.start();
+    let origin = Origin::https(names::REGISTRY);
+    let body = fresh_body(3_000_000);
+    let path = private(&origin, "team/app", &body, MINE);
+    ask(&proxy, &origin, &path, MINE).assert_is(&body);
+    // The registry does not say by HEAD who may have it, and gives it to everybody.
+    origin.on("HEAD", &path, Answer::status(405, ""));
+    let gate = Gate::new();
+    origin.get(&path, registry(Answer::ok(&body)).gate_at(2_000_000, &gate));
+    std::thread::scope(|scope| {
+        let clients: Vec<_> = (0..8)
+            .map(|n| {
+                let (proxy, origin, path) = (&proxy, &origin, &path);
+                scope.spawn(move || ask(proxy, origin, path, &format!("Bearer {n}")))
+            })
+            .collect();
+        gate.wait_arrivals(8);
+        assert_eq!(proxy.stat("fills"), 1);
+        let parts = std::fs::read_dir(setup.path("cache/partial")).expect("partial").count();
+        assert_eq!(parts, 1, "the others pass and write nothing");
+        gate.open();
+        for client in clients {
+            client.join().expect("a client").assert_is(&body);
+        }
+    });
+}

@@ -79,9 +79,9 @@ impl Entry {
         Entry::with(key, Phase::Pending)
     }
 
-    /// An entry read back from disk.
-    pub(super) fn complete(key: Key, body: Body, len: u64) -> Arc<Entry> {
-        Entry::with(key, Phase::Complete { body: Arc::new(body), len })
+    /// An entry whose bytes are all there and stored.
+    pub(super) fn complete(key: Key, body: Arc<Body>, len: u64) -> Arc<Entry> {
+        Entry::with(key, Phase::Complete { body, len })
     }
 
     fn with(key: Key, phase: Phase) -> Arc<Entry> {

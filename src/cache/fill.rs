@@ -275,7 +275,7 @@ impl Drop for Fill {
 fn store(
     inner: &Inner,
     entry: &Arc<Entry>,
-    body: &Body,
+    body: &Arc<Body>,
     part: &std::path::Path,
     len: u64,
 ) -> Result<bool, CacheError> {
@@ -285,7 +285,9 @@ fn store(
     }
     inner.index().remove(entry.key());
     inner.disk.commit(part, entry.key(), len, body.stored, &body.head)?;
-    inner.index().insert(entry.key().clone(), len, now_ms(), Some(Arc::clone(entry)));
+    // Whoever finds it from here on finds it complete; this fill's own readers are told later.
+    let stored = Entry::complete(entry.key().clone(), Arc::clone(body), len);
+    inner.index().insert(entry.key().clone(), len, now_ms(), Some(stored));
     Stats::add(&inner.stats.stores, 1);
     Ok(true)
 }

@@ -110,6 +110,11 @@ impl Index {
         self.position(key).is_some()
     }
 
+    /// Whether a fill of `key` is in progress.
+    pub(super) fn is_filling(&self, key: &Key) -> bool {
+        self.fills.contains_key(key)
+    }
+
     /// Notes a fill; a running one of the same key is forgotten and goes on for its readers.
     pub(super) fn start_fill(&mut self, entry: Arc<Entry>) {
         if let Some(old) = self.fills.insert(entry.key().clone(), entry) {

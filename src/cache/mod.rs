@@ -222,10 +222,16 @@ impl Cache {
     }
 
     /// Gives out a lease though there may be an entry: its bytes will take the old one's place.
-    pub fn refill(&self, key: &Key) -> Lease {
+    /// `None` where somebody has the lease already.
+    pub fn refill(&self, key: &Key) -> Option<Lease> {
+        let mut index = self.inner.index();
+        if index.is_filling(key) {
+            return None;
+        }
         let entry = Entry::pending(key.clone());
-        self.inner.index().start_fill(Arc::clone(&entry));
-        Lease::new(self.clone(), entry)
+        index.start_fill(Arc::clone(&entry));
+        drop(index);
+        Some(Lease::new(self.clone(), entry))
     }
 
     /// Removes an entry, and keeps a fill in progress from being stored. Whether there was an
@@ -341,7 +347,7 @@ impl Inner {
         match self.disk.load(key) {
             Ok(loaded) => {
                 let body = Body { file: loaded.file, head: loaded.head, stored: loaded.stored };
-                let entry = Entry::complete(key.clone(), body, loaded.len);
+                let entry = Entry::complete(key.clone(), Arc::new(body), loaded.len);
                 let mut index = self.index();
                 if index.contains(key) {
                     index.opened(&entry);

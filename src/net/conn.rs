@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 
 use monoio::net::TcpStream;
 
-use super::NetError;
 use super::tls::Tls;
+use super::{NetError, give_way};
 use crate::http::{HeadLimits, Parsed, RequestHead, ResponseHead, parse_request, parse_response};
 use crate::sys;
 
@@ -22,6 +22,9 @@ const READ_MIN: usize = 4 * 1024;
 
 /// Room made at most for a further read of a head or a chunked body.
 const READ_MAX: usize = 64 * 1024;
+
+/// Reads in a row before others on the core get their turn.
+const READS_PER_TURN: u32 = 8;
 
 /// Plaintext handed to TLS at a time: what one write may hold in memory beside its source.
 const TLS_WRITE: usize = 256 * 1024;
@@ -33,6 +36,8 @@ pub struct Conn {
     tls: Option<RefCell<Box<Tls>>>,
     rx: RefCell<Rx>,
     patience: Cell<Duration>,
+    /// Reads since others on this core had their turn.
+    turn: Cell<u32>,
 }
 
 /// Bytes read and not used yet: those from `start` on.
@@ -73,7 +78,7 @@ impl Conn {
         // Small answers must not wait for acknowledgements; where it fails they merely do.
         let _ = io.set_nodelay(true);
         let (rx, patience) = (RefCell::default(), Cell::new(patience));
-        Conn { io, peer, tls: None, rx, patience }
+        Conn { io, peer, tls: None, rx, patience, turn: Cell::new(0) }
     }
 
     /// Puts TLS over the stream as the server.
@@ -226,6 +231,7 @@ impl Conn {
     /// Appends to `out` what was read already, or else what the peer sends next, at most `max`
     /// bytes; 0 at the end of the stream.
     pub async fn read(&self, out: &mut Vec<u8>, max: usize) -> Result<usize, NetError> {
+        self.take_turns().await;
         {
             let mut rx = self.rx.borrow_mut();
             if !rx.unused().is_empty() {
@@ -364,6 +370,7 @@ impl Conn {
     }
 
     async fn more_within(&self, limit: Duration, what: &'static str) -> Result<usize, NetError> {
+        self.take_turns().await;
         let mut left = limit;
         let begun = Instant::now();
         loop {
@@ -400,6 +407,16 @@ impl Conn {
             self.rx.borrow_mut().buf = buf;
         }
         got
+    }
+
+    /// A peer that always has more must not keep the core to itself: reads are tried before they
+    /// are waited for, and would never wait.
+    async fn take_turns(&self) {
+        let turn = self.turn.get() + 1;
+        self.turn.set(turn % READS_PER_TURN);
+        if turn == READS_PER_TURN {
+            give_way().await;
+        }
     }
 
     async fn readable(&self, limit: Duration, what: &'static str) -> Result<(), NetError> {
@@ -444,5 +461,37 @@ impl Conn {
         // The error that counts is the first one.
         let _ = self.flush().await;
         NetError::Tls(error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::rc::Rc;
+
+    use super::*;
+
+    #[test]
+    fn a_peer_that_always_has_more_leaves_the_core_to_others_too() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut theirs = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (ours, peer) = listener.accept().unwrap();
+        theirs.write_all(&[7; 64 * 1024]).unwrap();
+        let builder = monoio::RuntimeBuilder::<monoio::FusionDriver>::new().enable_timer();
+        builder.build().unwrap().block_on(async move {
+            let io = TcpStream::from_std(ours).unwrap();
+            let conn = Conn::plain(io, peer, Duration::from_secs(60));
+            let ran = Rc::new(Cell::new(false));
+            let other = Rc::clone(&ran);
+            // All of it is there, so no read has to wait.
+            let reading = monoio::spawn(async move {
+                for _ in 0..=READS_PER_TURN {
+                    assert_eq!(conn.read(&mut Vec::with_capacity(1024), 1024).await.unwrap(), 1024);
+                }
+                assert!(ran.get());
+            });
+            monoio::spawn(async move { other.set(true) });
+            reading.await;
+        });
     }
 }

@@ -26,6 +26,7 @@ pub use self::body::BodyReader;
 pub use self::ca::{Ca, CaError};
 pub use self::conn::Conn;
 pub use self::dial::{DialOptions, Dialer, Origin, Parent};
+use self::race::give_way;
 pub use self::race::{Either, both, race};
 pub use self::relay::{Relayed, relay};
 pub use self::resolve::resolve;

@@ -1,4 +1,4 @@
-//! Two futures on one task: the first to finish, or both.
+//! Futures on one task: the first of two to finish, or both; and the turns of tasks on one core.
 
 use std::future::{Future, poll_fn};
 use std::pin::pin;
@@ -55,4 +55,12 @@ pub async fn both<A, B, E>(
         }
     })
     .await
+}
+
+/// Lets the other tasks of this core run once.
+///
+/// A task that only wakes itself is run again at once by this runtime, ahead of others; one that
+/// waits for a new task runs behind those that were waiting.
+pub(super) async fn give_way() {
+    monoio::spawn(async {}).await;
 }

@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 
-use super::{Conn, NetError};
+use super::{Conn, NetError, give_way};
 use crate::sys;
 
 /// Bytes per `sendfile` call.
@@ -101,19 +101,6 @@ async fn room(conn: &Conn) -> Result<usize, NetError> {
 thread_local! {
     /// Between file and TLS; used up before anything is awaited, so one a thread is enough.
     static PLAIN: std::cell::RefCell<Vec<u8>> = const { std::cell::RefCell::new(Vec::new()) };
-}
-
-/// Lets the other tasks of this core run once.
-async fn give_way() {
-    let mut given = false;
-    std::future::poll_fn(|cx| {
-        if std::mem::replace(&mut given, true) {
-            return std::task::Poll::Ready(());
-        }
-        cx.waker().wake_by_ref();
-        std::task::Poll::Pending
-    })
-    .await;
 }
 
 /// Switches a socket to non-blocking mode and back. On the epoll driver sockets are non-blocking

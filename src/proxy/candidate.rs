@@ -90,8 +90,7 @@ pub async fn get_request(
                         }
                         Gate::Fetch => {
                             missed();
-                            let lease = worker.cache.refill(key);
-                            return miss(worker, client, request, digest, lease).await;
+                            return refill(worker, client, request, key, digest).await;
                         }
                         refused => {
                             missed();
@@ -101,8 +100,7 @@ pub async fn get_request(
                 }
                 _ => {
                     missed();
-                    let lease = worker.cache.refill(key);
-                    return miss(worker, client, request, digest, lease).await;
+                    return refill(worker, client, request, key, digest).await;
                 }
             },
             Ok(Lookup::Miss(lease)) => {
@@ -131,6 +129,20 @@ pub async fn get_request(
     }
     missed();
     pass_miss(worker, client, request, "unsettled").await
+}
+
+/// Fetches what is stored already, since what is stored will not do for this request.
+async fn refill(
+    worker: &Rc<Worker>,
+    client: &Client,
+    request: &Request,
+    key: &Key,
+    digest: Option<Digest>,
+) -> Result<(), End> {
+    match worker.cache.refill(key) {
+        Some(lease) => miss(worker, client, request, digest, lease).await,
+        None => pass_miss(worker, client, request, "refilling").await,
+    }
 }
 
 async fn hit(

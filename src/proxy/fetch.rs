@@ -22,6 +22,9 @@ const ANY_AGE: Duration = Duration::MAX;
 /// recently that the server can hardly have closed it meanwhile.
 const FRESH: Duration = Duration::from_secs(1);
 
+/// Interim answers taken before the final one: each is progress, and an end there must be.
+pub const INTERIM_MAX: usize = 32;
+
 /// The body of an answer that is not used is read to its end up to so many bytes, so that the
 /// connection can be used again.
 const DISCARD_MAX: u64 = 64 * 1024;
@@ -271,13 +274,14 @@ async fn attempt(
 ) -> Result<(Conn, ResponseHead), Attempt> {
     let result = async {
         conn.write(bytes).await?;
-        loop {
+        for _ in 0..INTERIM_MAX {
             let head = conn.response_head(&worker.limits.heads).await?;
             // Nobody asked for an interim answer here (RFC 9110, section 15.2).
             if head.status >= 200 || head.status == 101 {
                 return Ok(head);
             }
         }
+        Err(NetError::Closed)
     };
     match result.await {
         Ok(head) => Ok((conn, head)),

@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use super::answer::{Answer, connection};
 use super::exchange::Request;
-use super::fetch::{Fetched, connect, outgoing};
+use super::fetch::{Fetched, INTERIM_MAX, connect, outgoing};
 use super::session::{Client, End};
 use super::{Worker, prove};
 use crate::cache::HELD_BACK;
@@ -152,6 +152,7 @@ async fn converse(
     let mut sent_whole = body.is_done();
     let mut sending = pin!(send_body(&client.conn, upstream, body));
     let mut broken = None;
+    let mut interims = 0;
     loop {
         if !sent_whole && broken.is_none() {
             match race(upstream.stirs(), sending.as_mut()).await {
@@ -168,6 +169,10 @@ async fn converse(
         };
         if head.status >= 200 || head.status == 101 {
             return Ok((head, sent_whole));
+        }
+        interims += 1;
+        if interims > INTERIM_MAX {
+            return Err(Fault::Upstream(NetError::Closed));
         }
         interim(client, head).await?;
     }
