@@ -225,13 +225,7 @@ impl Cache {
     /// `None` where somebody has the lease already.
     pub fn refill(&self, key: &Key) -> Option<Lease> {
         let mut index = self.inner.index();
-        if index.is_filling(key) {
-            return None;
-        }
-        let entry = Entry::pending(key.clone());
-        index.start_fill(Arc::clone(&entry));
-        drop(index);
-        Some(Lease::new(self.clone(), entry))
+        (!index.is_filling(key)).then(|| self.give_lease(&mut index, key))
     }
 
     /// Removes an entry, and keeps a fill in progress from being stored. Whether there was an
@@ -281,12 +275,7 @@ impl Cache {
             Found::Filling(entry) => Looked::Settled(Lookup::Join(Reader::new(entry))),
             Found::Closed => Looked::OnDisk,
             Found::Absent if scanning => Looked::OnDisk,
-            Found::Absent => {
-                let entry = Entry::pending(key.clone());
-                index.start_fill(Arc::clone(&entry));
-                drop(index);
-                Looked::Settled(Lookup::Miss(Lease::new(self.clone(), entry)))
-            }
+            Found::Absent => Looked::Settled(Lookup::Miss(self.give_lease(&mut index, key))),
         }
     }
 
@@ -294,15 +283,16 @@ impl Cache {
     fn lease(&self, key: &Key) -> Option<Lookup> {
         let mut index = self.inner.index();
         match index.lookup(key, now_ms()) {
-            Found::Absent => {
-                let entry = Entry::pending(key.clone());
-                index.start_fill(Arc::clone(&entry));
-                drop(index);
-                Some(Lookup::Miss(Lease::new(self.clone(), entry)))
-            }
+            Found::Absent => Some(Lookup::Miss(self.give_lease(&mut index, key))),
             Found::Filling(entry) => Some(Lookup::Join(Reader::new(entry))),
             Found::Open(_) | Found::Closed => None,
         }
+    }
+
+    fn give_lease(&self, index: &mut Index, key: &Key) -> Lease {
+        let entry = Entry::pending(key.clone());
+        index.start_fill(Arc::clone(&entry));
+        Lease::new(self.clone(), entry)
     }
 
     async fn load(&self, key: &Key) -> Result<Option<Arc<Entry>>, CacheError> {

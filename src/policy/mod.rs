@@ -31,7 +31,6 @@ pub use rewrite::{HeaderRule, leave_origin, pass_request, pass_response, stored_
 #[derive(Clone)]
 pub struct Policy {
     rules: Arc<Rules>,
-    listeners: Arc<Listeners>,
     /// `cache.patterns`, all at once.
     patterns: Regex,
 }
@@ -63,7 +62,7 @@ impl Policy {
             direct: config.upstream.no_proxy.clone(),
         };
         let patterns = admission::patterns(config)?;
-        Ok(Policy { rules: Arc::new(rules), listeners: Arc::default(), patterns })
+        Ok(Policy { rules: Arc::new(rules), patterns })
     }
 
     /// Whether the TLS of a tunnel to this host is opened.

@@ -56,6 +56,11 @@ impl Answer {
         Answer { status, code, message }
     }
 
+    fn body(&self) -> Vec<u8> {
+        let errors = [Error { code: self.code, message: &self.message }];
+        serde_json::to_vec(&Body { errors }).unwrap_or_default()
+    }
+
     /// Sends it. `with_body` is false for answers to HEAD.
     pub async fn send(
         &self,
@@ -64,16 +69,14 @@ impl Answer {
         keep_alive: bool,
         with_body: bool,
     ) -> Result<(), NetError> {
-        let errors = [Error { code: self.code, message: &self.message }];
-        let body = serde_json::to_vec(&Body { errors }).unwrap_or_default();
+        let body = self.body();
         let reply = Reply { status: self.status, kind: "application/json", body: &body, extra: "" };
         reply.send(conn, version, keep_alive, with_body).await
     }
 
     /// Sends it as the answer to a CONNECT: Go clients show nothing but the status line.
     pub async fn send_to_connect(&self, conn: &Conn) -> Result<(), NetError> {
-        let errors = [Error { code: self.code, message: &self.message }];
-        let body = serde_json::to_vec(&Body { errors }).unwrap_or_default();
+        let body = self.body();
         let words: String =
             self.message.chars().map(|c| if c.is_ascii_graphic() { c } else { ' ' }).collect();
         let head = format!(

@@ -2,7 +2,6 @@
 //! one.
 
 use std::cell::Cell;
-use std::os::unix::fs::FileExt;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -20,7 +19,7 @@ use crate::cache::{Body, Failure, HELD_BACK, Lease, Lookup, NoHead, Reader, Seen
 use crate::http::{Fields, Framing, HeadLimits, Parsed, parse_response};
 use crate::key::{Digest, Key};
 use crate::net::BodyReader;
-use crate::policy::rights::{MANIFEST_MAX, RepositoryId};
+use crate::policy::rights::RepositoryId;
 use crate::policy::{self, Admission};
 use crate::stats::{Outcome, Stats};
 
@@ -59,7 +58,7 @@ pub async fn head_request(
 /// Whether an entry's bytes came from the repository that is asked. A push asks by HEAD what it
 /// need not send: that another repository has a blob is no answer to that.
 fn came_from(request: &Request, key: &Key, source: Option<&RepositoryId>) -> bool {
-    matches!(key, Key::Url(_)) || source == Some(&prove::repository(request))
+    matches!(key, Key::Url(_)) || source == Some(request.repository())
 }
 
 /// GET of a candidate.
@@ -85,7 +84,10 @@ pub async fn get_request(
                             return hit(worker, client, request, reader, &seen, &stored).await;
                         }
                         Gate::Open => {
-                            note_members(worker, request, &seen, source.as_ref());
+                            // What was stored from elsewhere says nothing of this repository.
+                            if source.as_ref() == Some(request.repository()) {
+                                prove::note_manifest(worker, request, &seen);
+                            }
                             return hit(worker, client, request, reader, &seen, &stored).await;
                         }
                         Gate::Fetch => {
@@ -176,7 +178,7 @@ async fn join(
     };
     if worker.access.is_some()
         && matches!(key, Key::Digest(_))
-        && !source.is_some_and(|source| source.shares_registry(&prove::repository(request)))
+        && !source.is_some_and(|source| source.shares_registry(request.repository()))
     {
         // Nothing is proven yet, and a registry may be slow on purpose.
         return pass_miss(worker, client, request, "other-registry").await;
@@ -245,7 +247,7 @@ async fn miss(
     let mut bytes = Vec::new();
     let mut kept = stored;
     // A name and a value of our own.
-    let _ = kept.set(SOURCE, prove::repository(request).to_string());
+    let _ = kept.set(SOURCE, request.repository().to_string());
     kept.write_to(&mut bytes);
     match lease.begin(bytes, len, digest.clone()).await {
         Ok((fill, reader)) => {
@@ -368,6 +370,10 @@ async fn pass_miss(
     reason: &'static str,
 ) -> Result<(), End> {
     log_miss(worker, request, None, reason);
+    past_cache(worker, client, request).await
+}
+
+async fn past_cache(worker: &Rc<Worker>, client: &Client, request: &Request) -> Result<(), End> {
     let recipe = Recipe { as_asked: true, ..request.recipe() };
     match recipe.fetch(worker, None).await {
         Ok(fetched) => {
@@ -454,24 +460,6 @@ async fn shut(
     pass_miss(worker, client, request, "private").await
 }
 
-/// A manifest that was stored from the repository it is asked from names what is in there.
-fn note_members(worker: &Worker, request: &Request, seen: &Seen, source: Option<&RepositoryId>) {
-    if request.url.path().contains("/manifests/")
-        && source == Some(&prove::repository(request))
-        && seen.written <= MANIFEST_MAX as u64
-        && let Ok(body) = read_all(seen)
-    {
-        prove::note_manifest(worker, request, &body);
-    }
-}
-
-fn read_all(seen: &Seen) -> std::io::Result<Vec<u8>> {
-    // At most MANIFEST_MAX.
-    let mut body = vec![0; seen.written as usize];
-    seen.body.file.read_exact_at(&mut body, 0)?;
-    Ok(body)
-}
-
 /// What is known of an entry whose head is there: the stored fields read back, and the repository
 /// it came from.
 fn stored_head(reader: &Reader) -> Option<(Seen, Fields, Option<RepositoryId>)> {
@@ -502,7 +490,7 @@ fn fits(request: &Request, stored: &Fields, source: Option<&RepositoryId>) -> bo
     let is_type = |kind: &[u8]| !kind.eq_ignore_ascii_case(b"application/octet-stream");
     !request.url.path().contains("/manifests/")
         || stored.get("content-type").is_some_and(is_type)
-            && source.is_some_and(|source| source.shares_registry(&prove::repository(request)))
+            && source.is_some_and(|source| source.shares_registry(request.repository()))
 }
 
 /// What is kept of the head of a digest's bytes: nothing in which one registry could speak to the

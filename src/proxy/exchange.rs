@@ -1,5 +1,6 @@
 //! One request: ask policy, ask the cache, choose the route.
 
+use std::cell::OnceCell;
 use std::rc::Rc;
 use std::time::Instant;
 
@@ -9,6 +10,7 @@ use super::session::{Client, End};
 use super::url::Url;
 use super::{Worker, candidate, pass};
 use crate::http::{Fields, Framing, Method, RequestHead, Target, keeps_alive, request_framing};
+use crate::policy::rights::{RegistryPath, RepositoryId};
 use crate::policy::{self, Admission, Ask, HostVerdict, Refusal};
 use crate::stats::Stats;
 
@@ -27,6 +29,8 @@ pub struct Request {
     pub listed: bool,
     /// When its head had come.
     pub started: Instant,
+    /// What [`Request::repository`] has found out.
+    repository: OnceCell<RepositoryId>,
 }
 
 impl Request {
@@ -41,6 +45,18 @@ impl Request {
             query: self.url.query(),
             fields: &self.head.fields,
         }
+    }
+
+    /// The repository it is for: that of a registry's path, else the folder of the URL.
+    pub fn repository(&self) -> &RepositoryId {
+        let url = &self.url;
+        self.repository.get_or_init(|| match RegistryPath::parse(url.path()) {
+            Some(path) => path.repository(url.scheme, &url.host, url.port),
+            None => {
+                let folder = url.path().rsplit_once('/').map_or("", |(folder, _)| folder);
+                RepositoryId::new(url.scheme, &url.host, url.port, folder)
+            }
+        })
     }
 
     /// What is asked of upstream in its place, as often as it takes.
@@ -114,7 +130,8 @@ pub async fn exchange(worker: &Rc<Worker>, client: &Client, head: RequestHead) -
             return refuse(Answer::new(403, code, message)).await;
         }
     };
-    let request = Request { head, url, framing, keep_alive, listed, started };
+    let repository = OnceCell::new();
+    let request = Request { head, url, framing, keep_alive, listed, started, repository };
     match worker.policy.admit(&request.ask()) {
         Admission::Pass(reason) => {
             Stats::add(&worker.stats.passed, 1);

@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::future::poll_fn;
 use std::io::{self, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -18,9 +18,11 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::Worker;
 use super::challenge::{anonymous_token, bearer_challenge};
+use super::drain::guarded;
 use super::exchange::Request;
 use super::fetch::{Recipe, outgoing};
 use super::url::Url;
+use crate::cache::Seen;
 use crate::http::{Fields, Method};
 use crate::key::Digest;
 use crate::policy::rights::{
@@ -119,20 +121,7 @@ struct Door<'a> {
     worker: &'a Rc<Worker>,
     access: &'a Access,
     request: &'a Request,
-    repository: RepositoryId,
     principal: Principal,
-}
-
-/// The repository a request is for: that of a registry's path, else the folder of the URL.
-pub fn repository(request: &Request) -> RepositoryId {
-    let url = &request.url;
-    match RegistryPath::parse(url.path()) {
-        Some(path) => path.repository(url.scheme, &url.host, url.port),
-        None => {
-            let folder = url.path().rsplit_once('/').map_or("", |(folder, _)| folder);
-            RepositoryId::new(url.scheme, &url.host, url.port, folder)
-        }
-    }
 }
 
 /// Whether this client may have the entry of `digest`, which came from `source`.
@@ -143,8 +132,7 @@ pub async fn gate(
     source: Option<&RepositoryId>,
 ) -> Gate {
     let Some(access) = worker.access.as_deref() else { return Gate::Public };
-    let repository = repository(request);
-    let wanted = Wanted { repository: &repository, digest, source };
+    let wanted = Wanted { repository: request.repository(), digest, source };
     if access.rights().open_to_all(&wanted, now_ms()) {
         return Gate::Public;
     }
@@ -179,13 +167,12 @@ pub async fn gate(
 /// Takes in the first answer of a registry to a client's request, before any redirect is followed.
 pub fn note_answer(worker: &Rc<Worker>, request: &Request, status: u16, fields: &Fields) {
     let Some(access) = worker.access.as_deref() else { return };
-    if RegistryPath::parse(request.url.path()).is_none() {
-        return;
-    }
-    let Some(door) = Door::at(worker, access, request) else { return };
-    let digest = RegistryPath::parse(request.url.path()).and_then(|path| path.digest());
-    if let Some(what) = what(request, digest.as_ref()) {
-        let asked = Asked { repository: &door.repository, principal: &door.principal, what };
+    let Some(path) = RegistryPath::parse(request.url.path()) else { return };
+    let digest = path.digest();
+    let Some(what) = What::of(&request.head.method, &path, digest.as_ref()) else { return };
+    if let Some(door) = Door::at(worker, access, request) {
+        let asked =
+            Asked { repository: door.request.repository(), principal: &door.principal, what };
         access.rights().note_answer(&asked, status, fields, now_ms());
         door.find_out_public();
     }
@@ -196,17 +183,27 @@ pub fn note_answer(worker: &Rc<Worker>, request: &Request, status: u16, fields: 
 pub fn note_served(worker: &Rc<Worker>, request: &Request, digest: &Digest, answered_ms: u64) {
     let Some(access) = worker.access.as_deref() else { return };
     if let Some(door) = Door::at(worker, access, request) {
-        access.rights().note_served(&door.repository, digest, &door.principal, answered_ms);
+        access.rights().note_served(
+            door.request.repository(),
+            digest,
+            &door.principal,
+            answered_ms,
+        );
     }
 }
 
-/// Takes in what a manifest names that this request's repository delivered.
-pub fn note_manifest(worker: &Worker, request: &Request, body: &[u8]) {
+/// Takes in what an entry names that this request's repository delivered, where it is a manifest.
+pub fn note_manifest(worker: &Worker, request: &Request, seen: &Seen) {
     let Some(access) = worker.access.as_deref() else { return };
-    if body.len() <= MANIFEST_MAX
-        && let Some(manifest) = Manifest::parse(body)
+    if !request.url.path().contains("/manifests/") || seen.written > MANIFEST_MAX as u64 {
+        return;
+    }
+    // At most MANIFEST_MAX.
+    let mut body = vec![0; seen.written as usize];
+    if seen.body.file.read_exact_at(&mut body, 0).is_ok()
+        && let Some(manifest) = Manifest::parse(&body)
     {
-        access.rights().note_manifest(&repository(request), &manifest);
+        access.rights().note_manifest(request.repository(), &manifest);
     }
 }
 
@@ -221,8 +218,7 @@ impl<'a> Door<'a> {
         policy::pass_request(&mut fields);
         let head = outgoing(worker, request.head.method.clone(), &request.url, fields).ok()?;
         let principal = Principal::new(&access.secret, &head.fields, request.url.query());
-        let repository = repository(request);
-        Some(Door { worker, access, request, repository, principal })
+        Some(Door { worker, access, request, principal })
     }
 
     /// HEAD of what is wanted with the client's own credentials, redirects not followed.
@@ -237,7 +233,8 @@ impl<'a> Door<'a> {
             }
         };
         let what = what(self.request, Some(digest)).unwrap_or(What::Blob(digest));
-        let asked = Asked { repository: &self.repository, principal: &self.principal, what };
+        let asked =
+            Asked { repository: self.request.repository(), principal: &self.principal, what };
         let (status, fields) = (answer.head.status, answer.head.fields.clone());
         answer.recycle(self.worker);
         self.access.rights().note_answer(&asked, status, &fields, now_ms())
@@ -247,12 +244,12 @@ impl<'a> Door<'a> {
     fn find_out_public(&self) {
         if self.principal.is_anonymous()
             || RegistryPath::parse(self.request.url.path()).is_none()
-            || !self.access.rights().public_due(&self.repository, now_ms())
+            || !self.access.rights().public_due(self.request.repository(), now_ms())
         {
             return;
         }
         let (worker, request) = (Rc::clone(self.worker), self.request.clone());
-        monoio::spawn(async move { find_out_public(&worker, &request).await });
+        monoio::spawn(guarded(async move { find_out_public(&worker, &request).await }));
     }
 }
 
@@ -262,11 +259,11 @@ async fn find_out_public(worker: &Worker, request: &Request) {
     let Some((status, fields)) = ask_as_nobody(worker, request.recipe()).await else { return };
     let digest = RegistryPath::parse(request.url.path()).and_then(|path| path.digest());
     let Some(what) = what(request, digest.as_ref()) else { return };
-    let repository = repository(request);
-    let asked = Asked { repository: &repository, principal: &Principal::ANONYMOUS, what };
+    let repository = request.repository();
+    let asked = Asked { repository, principal: &Principal::ANONYMOUS, what };
     let mut rights = access.rights();
     if rights.note_answer(&asked, status, &fields, now_ms()) == Learned::Refused {
-        rights.note_public(&repository, false, now_ms());
+        rights.note_public(repository, false, now_ms());
     }
 }
 

@@ -1,7 +1,6 @@
 //! The body of an answer into a fill: read, append, prove. Where upstream breaks off in the middle,
 //! the registry is asked again, for a fresh redirect, from where the fill stands.
 
-use std::os::unix::fs::FileExt;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,11 +8,10 @@ use std::time::Duration;
 use super::exchange::Request;
 use super::fetch::{FetchError, Fetched, Recipe};
 use super::{Worker, prove};
-use crate::cache::{Committed, Failure, Fill, Reader};
+use crate::cache::{Committed, Failure, Fill};
 use crate::http::{Fields, ResponseHead, range};
 use crate::key::Digest;
 use crate::net::{BodyReader, NetError};
-use crate::policy::rights::MANIFEST_MAX;
 use crate::stats::Stats;
 
 /// Bytes read from upstream at most before they are written.
@@ -36,16 +34,14 @@ pub async fn store(
     fill: Fill,
     shown: Option<(Request, Digest, u64)>,
 ) {
-    let mut reader = fill.reader();
+    let reader = fill.reader();
     let url = recipe.url.clone();
     let (host, path) = (url.host.to_string(), url.path().to_owned());
     let result = run(&worker, &recipe, fetched, fill).await;
     if let (Ok(_), Some((request, digest, answered_ms))) = (&result, &shown) {
         prove::note_served(&worker, request, digest, *answered_ms);
-        if path.contains("/manifests/")
-            && let Ok(body) = read_manifest(&mut reader).await
-        {
-            prove::note_manifest(&worker, request, &body);
+        if let Some(seen) = reader.glance() {
+            prove::note_manifest(&worker, request, &seen);
         }
     }
     match result {
@@ -62,20 +58,6 @@ pub async fn store(
             tracing::warn!(%host, %path, %why, "fill failed");
         }
     }
-}
-
-/// The body of a manifest that has been stored; nothing of one that is too large.
-async fn read_manifest(reader: &mut Reader) -> Result<Vec<u8>, Failure> {
-    let mut body = Vec::new();
-    if let Ok(seen) = reader.head().await
-        && seen.written <= MANIFEST_MAX as u64
-    {
-        // At most MANIFEST_MAX.
-        body.resize(seen.written as usize, 0);
-        let read = seen.body.file.read_exact_at(&mut body, 0);
-        read.map_err(|error| Failure::Storage(error.into()))?;
-    }
-    Ok(body)
 }
 
 async fn run(
@@ -179,8 +161,7 @@ async fn resume(
     let etag = if fill.is_proven() { None } else { Some(validator) };
     // A refusal has no part of any body, and says nothing about the one asked for.
     let has_body = matches!(status, 200 | 206);
-    let other = |etag| has_body && etag != strong_etag(&fetched.head.fields).as_deref();
-    if etag.is_some_and(|etag| etag.is_none() || other(etag)) {
+    if etag == Some(None) || has_body && !is_same(&fetched.head.fields, etag) {
         return Err(Resume::Never(format!("{}: nothing says the rest would fit", fetched.url)));
     }
     match resumed_at(&fetched.head, from, fill.total(), etag) {
@@ -190,8 +171,7 @@ async fn resume(
 }
 
 /// How many bytes at the start of an answer lie before `from`, which was asked for; `None` where
-/// the
-/// answer is not the rest of a body of `len` bytes. `etag`: what its strong ETag must be, where
+/// the answer is not the rest of a body of `len` bytes. `etag`: what its strong ETag must be, where
 /// nothing else proves the body.
 pub fn resumed_at(
     head: &ResponseHead,
@@ -199,9 +179,7 @@ pub fn resumed_at(
     len: Option<u64>,
     etag: Option<Option<&str>>,
 ) -> Option<u64> {
-    if etag.is_some_and(|etag| etag.is_none() || etag != strong_etag(&head.fields).as_deref())
-        || head.fields.contains("content-encoding")
-    {
+    if !is_same(&head.fields, etag) || head.fields.contains("content-encoding") {
         return None;
     }
     match head.status {
@@ -215,6 +193,11 @@ pub fn resumed_at(
         }
         _ => None,
     }
+}
+
+/// Whether an answer is of the body whose strong ETag is given; without one, nothing says so.
+fn is_same(fields: &Fields, etag: Option<Option<&str>>) -> bool {
+    etag.is_none_or(|etag| etag.is_some() && etag == strong_etag(fields).as_deref())
 }
 
 /// An ETag that says the bytes are the same (RFC 9110, section 8.8.1).
