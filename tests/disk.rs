@@ -306,6 +306,24 @@ fn a_disk_that_becomes_full_in_mid_fill() {
 }
 
 #[test]
+fn a_small_body_behind_a_redirect_comes_whole_when_the_disk_fills_under_it() {
+    let (setup, _mount) = small("size=40m");
+    let proxy = setup.start();
+    let registry = Registry::https();
+    let (body, gate) = (fresh_body(10_000), Gate::new());
+    let path = registry.gated_blob("lab/img", &body, 1, &gate);
+    thread::scope(|scope| {
+        let pull = scope.spawn(|| proxy.get(&registry.main, &path));
+        proxy.wait_stat("fills", 1);
+        let ballast = Ballast::everything(&setup.path("cache"));
+        gate.open();
+        // Not the redirect, which the client should not have to follow.
+        pull.join().expect("a client").assert_is(&body);
+        drop(ballast);
+    });
+}
+
+#[test]
 fn a_disk_full_at_the_commit() {
     let (setup, _mount) = small("size=40m,nr_inodes=100");
     let proxy = setup.start();

@@ -376,3 +376,22 @@ fn files(setup: &Setup) -> BTreeSet<String> {
     let folder = std::fs::read_dir(setup.path("cache/blobs/sha256")).expect("the folder");
     folder.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
 }
+
+#[test]
+fn bytes_are_counted_however_they_are_sent() {
+    let setup = Setup::new();
+    let proxy = setup.start();
+    let origin = Origin::http(names::REGISTRY);
+    let mut sent = 0;
+    // In one write with the head, and from the file.
+    for len in [1_000, 500_000] {
+        let body = fresh_body(len);
+        let path = blob_path("lab/img", &body);
+        origin.get(&path, Answer::ok(&body));
+        proxy.get(&origin, &path).assert_is(&body);
+        proxy.get(&origin, &path).assert_hit();
+        sent += len;
+        proxy.wait_stat("bytes_from_cache", sent);
+        proxy.wait_stat("bytes_to_clients", 2 * sent);
+    }
+}

@@ -278,7 +278,7 @@ async fn deliver(
         match reader.ended().await {
             Ok(()) => latest = reader.glance(),
             Err(Failure::Storage(_)) => {
-                return pass::pass(worker, client, request, "storage").await;
+                return past_cache(worker, client, request).await;
             }
             Err(why) => {
                 let host = request.url.authority();

@@ -152,6 +152,7 @@ impl Delivery<'_> {
         {
             read_into(&mut head, &seen.body, start, end - start).map_err(broken)?;
             conn.write(&head).await.map_err(broken)?;
+            self.count(end - start);
             return Ok(end - start);
         }
         // Held back only for bytes that follow at once: a client must not wait for its head.
@@ -194,10 +195,14 @@ impl Delivery<'_> {
                 conn.write(b"\r\n").await.map_err(broken)?;
             }
             sent += span.len;
-            Stats::add(&self.stats.bytes_to_clients, span.len);
-            if self.source == Source::Hit {
-                Stats::add(&self.stats.bytes_from_cache, span.len);
-            }
+            self.count(span.len);
+        }
+    }
+
+    fn count(&self, sent: u64) {
+        Stats::add(&self.stats.bytes_to_clients, sent);
+        if self.source == Source::Hit {
+            Stats::add(&self.stats.bytes_from_cache, sent);
         }
     }
 
