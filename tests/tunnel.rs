@@ -311,6 +311,39 @@ fn a_tunnel_to_nowhere_is_refused_with_the_reason() {
 }
 
 #[test]
+fn a_connect_with_a_body_is_refused() {
+    let setup = Setup::new();
+    let proxy = setup.start();
+    let origin = Origin::https(names::REGISTRY);
+    for authority in [origin.authority(), format!("{}:{}", names::OTHER, origin.address().port())] {
+        for framing in [
+            "Content-Length: 5",
+            "Transfer-Encoding: chunked",
+            "Content-Length: 5, 5",
+            "TE: x\r\nContent-Length: x",
+        ] {
+            let mut client = proxy.plain();
+            let head =
+                format!("CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n{framing}\r\n\r\n");
+            client.wire.send(head.as_bytes()).expect("sending");
+            let head = client.head();
+            client.rest("CONNECT", head).assert_own_error(&[400]);
+            client.finish_sending();
+            assert!(client.closes(), "{framing}");
+        }
+        let head = format!(
+            "CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\nContent-Length: 0\r\n\r\n"
+        );
+        let mut client = proxy.plain();
+        client.wire.send(head.as_bytes()).expect("sending");
+        // Nothing at all is no body.
+        let head = client.head();
+        assert!(!head.line.contains(" 400 "), "{head:?}");
+    }
+    assert_eq!(origin.connections(), 0);
+}
+
+#[test]
 fn an_upgrade_inside_an_intercepted_tunnel_is_relayed() {
     let setup = Setup::new();
     let proxy = setup.start();

@@ -6,7 +6,7 @@ use super::Worker;
 use super::answer::Answer;
 use super::session::{Client, End, run};
 use super::url::Url;
-use crate::http::{Authority, Host, RequestHead, Scheme, Target};
+use crate::http::{Authority, Host, RequestHead, Scheme, Target, request_framing};
 use crate::net::{NetError, relay};
 use crate::policy::{HostVerdict, Refusal};
 use crate::stats::Stats;
@@ -17,6 +17,11 @@ const ESTABLISHED: &[u8] = b"HTTP/1.1 200 Connection established\r\n\r\n";
 pub async fn connect(worker: &Rc<Worker>, client: &Client, head: RequestHead) -> Result<(), End> {
     if client.fixed.is_some() {
         let answer = Answer::new(400, "MALFORMED", "no CONNECT inside a tunnel");
+        return refuse(worker, client, &answer).await;
+    }
+    // What follows the head is the tunnel's: a body would be smuggled into it.
+    if let Err(error) = request_framing(&head) {
+        let answer = Answer::new(error.status(), "MALFORMED", error.to_string());
         return refuse(worker, client, &answer).await;
     }
     let Target::Authority(Authority { host, port: Some(port) }) = head.target else {
