@@ -395,3 +395,23 @@ fn bytes_are_counted_however_they_are_sent() {
         proxy.wait_stat("bytes_to_clients", 2 * sent);
     }
 }
+
+#[test]
+fn an_answer_with_as_many_fields_as_there_may_be_is_a_hit_the_second_time() {
+    let setup = Setup::new().with(json!({ "cache": { "patterns": ["^/files/"] } }));
+    let proxy = setup.start();
+    let origin = Origin::https(names::REGISTRY);
+    let body = fresh_body(5_000);
+    let mut answer = Answer::ok(&body);
+    // With its Content-Length one short of what a head may have.
+    for number in 0..126 {
+        answer = answer.with(&format!("X-Field-{number}"), "1");
+    }
+    origin.get("/files/many", answer);
+    proxy.get(&origin, "/files/many").assert_is(&body);
+    let hit = proxy.get(&origin, "/files/many");
+    hit.assert_is(&body);
+    hit.assert_hit();
+    assert_eq!(hit.field("X-Field-125"), Some("1"));
+    assert_eq!(origin.seen().len(), 1);
+}

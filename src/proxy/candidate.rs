@@ -16,7 +16,7 @@ use super::prove::{self, Gate, SOURCE};
 use super::session::{Client, End};
 use super::store::{resumed_at, store, strong_etag};
 use crate::cache::{Body, Failure, HELD_BACK, Lease, Lookup, NoHead, Reader, Seen};
-use crate::http::{Fields, Framing, HeadLimits, Parsed, parse_response};
+use crate::http::{FIELDS_MAX, Fields, Framing, HeadLimits, Parsed, parse_response};
 use crate::key::{Digest, Key};
 use crate::net::BodyReader;
 use crate::policy::rights::RepositoryId;
@@ -473,7 +473,9 @@ fn stored_head(reader: &Reader) -> Option<(Seen, Fields, Option<RepositoryId>)> 
 fn stored_fields(body: &Body) -> Option<Fields> {
     const STATUS: &[u8] = b"HTTP/1.1 200 OK\r\n";
     let head = [STATUS, &body.head, b"\r\n"].concat();
-    match parse_response(&head, &HeadLimits::with_size(head.len())) {
+    // Upstream may have sent as many fields as it may, and ours came on top.
+    let limits = HeadLimits { fields: FIELDS_MAX, ..HeadLimits::with_size(head.len()) };
+    match parse_response(&head, &limits) {
         Ok(Parsed::Complete { head, .. }) => Some(head.fields),
         _ => None,
     }
