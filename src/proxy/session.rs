@@ -69,7 +69,7 @@ pub async fn serve(worker: Rc<Worker>, conn: Conn) {
                 answer.send(&client.conn, head.version, false, head.method != Method::HEAD).await
             };
             if sent.is_ok() {
-                linger(&client.conn).await;
+                linger(&client.conn, LINGER_TIME).await;
             }
         }
         return;
@@ -83,8 +83,10 @@ pub async fn run(worker: &Rc<Worker>, client: Client) {
     let end = requests(worker, &client).await;
     tracing::trace!(client = %client.ip(), ?end, "session ended");
     match end {
-        End::Idle | End::Answered => client.conn.finish().await,
-        End::Unread => linger(&client.conn).await,
+        End::Idle => client.conn.finish().await,
+        // It may have sent more than the request all the same.
+        End::Answered => linger(&client.conn, LINGER_SILENCE).await,
+        End::Unread => linger(&client.conn, LINGER_TIME).await,
         End::Broken => client.conn.abort(),
         End::Tunnel => {}
         End::Opened(fixed) => tunnel::open(worker, client, fixed).await,
@@ -135,14 +137,14 @@ async fn unreadable(worker: &Worker, client: &Client, error: &NetError) -> End {
     }
 }
 
-/// Ends our half of the stream and reads what the client is still sending, up to a limit: a close
-/// with unread bytes would reset the connection and could take the answer with it.
-async fn linger(conn: &Conn) {
+/// Ends our half of the stream and reads what the client is still sending, for `limit` at most: a
+/// close with unread bytes would reset the connection and could take the answer with it.
+async fn linger(conn: &Conn, limit: Duration) {
     conn.finish().await;
     conn.set_patience(LINGER_SILENCE);
     let begun = Instant::now();
-    let mut buf = Vec::with_capacity(16 * 1024);
-    while begun.elapsed() < LINGER_TIME
+    let mut buf = Vec::new();
+    while begun.elapsed() < limit
         && let Ok(got) = conn.read(&mut buf, 16 * 1024).await
         && got > 0
     {
