@@ -1,5 +1,6 @@
 //! The command line.
 
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -65,16 +66,24 @@ fn check(config: &Config) -> ExitCode {
     if let Err(error) = Policy::compile(config) {
         return complain(2, &error);
     }
-    print!("{}", config.to_yaml());
-    ExitCode::SUCCESS
+    print(&config.to_yaml())
+}
+
+/// Prints what a command was asked for. Whoever reads it may have seen enough and gone: that is no
+/// failure.
+fn print(text: &str) -> ExitCode {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            complain(1, &format!("standard output: {error}"))
+        }
+        _ => ExitCode::SUCCESS,
+    }
 }
 
 fn ca(config: &Config) -> ExitCode {
     match Ca::open(&config.tls.cert_dir) {
-        Ok(ca) => {
-            print!("{}", ca.certificate_pem());
-            ExitCode::SUCCESS
-        }
+        Ok(ca) => print(ca.certificate_pem()),
         Err(error) => complain(1, &error),
     }
 }
@@ -88,18 +97,19 @@ fn verify(config: &Config) -> ExitCode {
         Progress::Total(bytes) => bar.set_length(bytes),
         Progress::Read(bytes) => bar.inc(bytes),
         Progress::Damaged(key, why) => {
-            bar.suspend(|| println!("damaged, removed: {}: {why}", key.hex()));
+            // The exit code tells, and the removal goes on, where nobody reads it.
+            bar.suspend(|| _ = print(&format!("damaged, removed: {}: {why}\n", key.hex())));
         }
     };
     let result = cache::verify(&config.cache.dir, &tell);
     bar.finish_and_clear();
     match result {
         Ok(report) => {
-            println!(
-                "{} whole, {} damaged and removed, {} gone meanwhile, {} bytes read",
+            let printed = print(&format!(
+                "{} whole, {} damaged and removed, {} gone meanwhile, {} bytes read\n",
                 report.whole, report.damaged, report.gone, report.bytes
-            );
-            if report.damaged == 0 { ExitCode::SUCCESS } else { ExitCode::from(DAMAGED) }
+            ));
+            if report.damaged == 0 { printed } else { ExitCode::from(DAMAGED) }
         }
         Err(error) => complain(1, &format!("{}: {error}", config.cache.dir.display())),
     }
@@ -166,6 +176,7 @@ fn say_ready(server: &Server) {
 }
 
 fn complain(code: u8, error: &dyn std::fmt::Display) -> ExitCode {
-    eprintln!("discobot-proxy: {error}");
+    // Where nobody reads that, the exit code says it.
+    let _ = writeln!(std::io::stderr(), "discobot-proxy: {error}");
     ExitCode::from(code)
 }

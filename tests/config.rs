@@ -178,6 +178,19 @@ fn config_file_is_named_by_the_variable() {
 }
 
 #[test]
+fn a_reader_that_has_seen_enough_is_no_failure() {
+    let setup = Setup::new();
+    for arguments in [&["check"][..], &["ca"]] {
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        drop(reader);
+        let mut command = setup.command();
+        let ended = command.args(arguments).stdout(writer).output().expect("running it");
+        let said = String::from_utf8_lossy(&ended.stderr);
+        assert_eq!((ended.status.code(), &*said), (Some(0), ""), "{arguments:?}");
+    }
+}
+
+#[test]
 fn check_prints_what_takes_effect_and_reads_it_back() {
     let secrets = json!({
         "headers": { "registry.test": { "set": { "Authorization": "Bearer sup3rs3cret" } } },
