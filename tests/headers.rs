@@ -239,6 +239,36 @@ fn denied_destinations_are_judged_by_address_in_every_form() {
 }
 
 #[test]
+fn a_refusal_is_counted_and_logged_as_one_and_not_as_an_error() {
+    let setup = Setup::new().with(json!({
+        "proxy": { "deny_destinations": ["127.0.0.5/32"] },
+        "allowlist": { "enabled": true, "domains": [names::REGISTRY, names::SECOND] },
+    }));
+    let proxy = setup.start();
+    let registry = Origin::http(names::REGISTRY);
+    let denied = Origin::http(names::SECOND);
+    let body = fresh_body(1_000);
+    let blob = blob_path("lab/img", &body);
+    registry.get(&blob, Answer::redirect(307, denied.url("/x")));
+    let urls = [
+        denied.url("/x"),
+        denied.url(&blob),
+        registry.url(&blob),
+        Origin::http(names::OTHER).url("/x"),
+    ];
+    let mut client = proxy.plain();
+    for (number, url) in (1..).zip(&urls) {
+        client.get(url).assert_own_error(&[403]);
+        assert_eq!((proxy.stat("refused"), proxy.stat("errors")), (number, 0), "{url}");
+        client = proxy.plain();
+    }
+    assert_eq!(denied.connections(), 0);
+    let output = proxy.stop();
+    assert_eq!(output.matches("refused client=").count(), urls.len(), "{output}");
+    assert!(!output.contains("failed"), "{output}");
+}
+
+#[test]
 fn denial_holds_inside_a_tunnel_opened_by_interception() {
     let setup = Setup::new().with(json!({ "proxy": { "deny_destinations": ["127.0.0.2/32"] } }));
     let proxy = setup.start();

@@ -3,7 +3,7 @@
 mod support;
 
 use serde_json::json;
-use support::answer::Answer;
+use support::answer::{Answer, Ending};
 use support::client::Payload;
 use support::names;
 use support::origin::{Origin, fresh_body};
@@ -64,6 +64,41 @@ fn no_secret_is_logged_at_the_finest_level_either() {
     for secret in ["clients-secret-token", "clients-cookie", "s3cr3t"] {
         assert!(!output.contains(secret), "{secret} in the log: {output}");
     }
+}
+
+#[test]
+fn a_token_in_the_path_of_a_redirect_is_neither_logged_nor_told() {
+    let keys = json!({ "logging": { "level": "trace" }, "upstream": { "retries": 1 } });
+    let setup = Setup::new().with(keys);
+    let proxy = setup.start();
+    let origin = Origin::https(names::REGISTRY);
+    let hidden = "/artifacts-downloads/namespaces/x/downloads/t0ken";
+    let body = fresh_body(1_000_000);
+    let path = blob_path("lab/img", &body);
+    origin.get(&path, Answer::redirect(302, hidden));
+    // Whole; broken off and not to be had again; a redirect to nowhere; away.
+    let cut = Answer::ok(&body).ends_at(500_000, Ending::Cut);
+    origin.get(hidden, Answer::ok(&body));
+    proxy.get(&origin, &path).assert_is(&body);
+    proxy.admin("DELETE", "/api/cache", &[]);
+    origin.script("GET", hidden, [cut.clone(), Answer::status(404, "")]);
+    assert!(proxy.get(&origin, &path).whole.is_err());
+    origin.get(hidden, Answer::redirect(302, "ftp://t0ken/t0ken"));
+    proxy.get(&origin, &path).assert_own_error(&[502]);
+    // A client that follows a redirect itself comes by that path, too.
+    origin.get(hidden, cut);
+    assert!(proxy.get(&origin, hidden).whole.is_err());
+    let mut client = proxy.client(&origin);
+    origin.stop();
+    let message = client.get(hidden).assert_own_error(&[503]);
+    assert!(!message.contains("t0ken"), "{message}");
+    let message = client.get(&path).assert_own_error(&[503]);
+    assert!(!message.contains("t0ken"), "{message}");
+    let output = proxy.stop();
+    for part in [names::REGISTRY, path.as_str(), "not the rest", "broke off", "Location"] {
+        assert!(output.contains(part), "{part} is not in {output}");
+    }
+    assert!(!output.contains("t0ken"), "{output}");
 }
 
 #[test]

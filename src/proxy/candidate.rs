@@ -211,7 +211,8 @@ async fn miss(
         Ok(fetched) => fetched,
         Err(error) => {
             lease.fail(Failure::Source(error.to_string().into()));
-            log_miss(worker, request, None, "upstream-failed");
+            let reason = if error.is_refusal() { "refused" } else { "upstream-failed" };
+            log_miss(worker, request, None, reason);
             return upstream_failed(worker, client, request, &error).await;
         }
     };
@@ -391,9 +392,7 @@ async fn upstream_failed(
     request: &Request,
     error: &FetchError,
 ) -> Result<(), End> {
-    Stats::add(&worker.stats.errors, 1);
-    let (host, path) = (&request.url.host, request.url.path());
-    tracing::warn!(%host, %path, %error, "upstream failed");
+    request.note_failure(worker, client, error.is_refusal(), error);
     request.answer(client, &error.answer()).await
 }
 

@@ -72,6 +72,33 @@ impl Request {
         !matches!(self.framing, Framing::None | Framing::Length(0))
     }
 
+    /// The path as far as a log may have it. A redirect can lead a client to one that is a token:
+    /// shown are those of registries, and those that are for the cache.
+    pub fn shown_path(&self, worker: &Worker) -> &str {
+        let path = self.url.path();
+        let known = path.starts_with("/v2/")
+            || matches!(worker.policy.admit(&self.ask()), Admission::Store { .. });
+        if known { path } else { "-" }
+    }
+
+    /// Counts and logs why upstream gave no answer. A rule's refusal is no error.
+    pub fn note_failure(
+        &self,
+        worker: &Worker,
+        client: &Client,
+        refused: bool,
+        error: &dyn std::fmt::Display,
+    ) {
+        let (host, path) = (&self.url.host, self.shown_path(worker));
+        if refused {
+            Stats::add(&worker.stats.refused, 1);
+            tracing::info!(client = %client.ip(), %host, %error, "refused");
+        } else {
+            Stats::add(&worker.stats.errors, 1);
+            tracing::warn!(%host, %path, %error, "upstream failed");
+        }
+    }
+
     /// Sends an answer of our own in place of upstream's.
     pub async fn answer(&self, client: &Client, answer: &Answer) -> Result<(), End> {
         let (keep, with_body) = (self.keep_alive && !self.has_body(), self.with_body());

@@ -52,6 +52,11 @@ pub enum FetchError {
 }
 
 impl FetchError {
+    /// Whether a rule forbids what was asked for.
+    pub fn is_refusal(&self) -> bool {
+        matches!(self, FetchError::Peer { error: NetError::Denied(_), .. })
+    }
+
     /// What to tell the client.
     pub fn answer(&self) -> Answer {
         match self {

@@ -28,7 +28,7 @@ pub async fn pass(
     request: &Request,
     reason: &'static str,
 ) -> Result<(), End> {
-    tracing::debug!(host = %request.url.host, path = %request.url.path(),
+    tracing::debug!(host = %request.url.host, path = request.shown_path(worker),
         method = request.head.method.as_str(), reason, "passed");
     let head = match upstream_head(worker, request) {
         Ok(head) => head,
@@ -330,7 +330,7 @@ impl Down<'_> {
     }
 
     fn broken(&self, error: &dyn std::fmt::Display) -> End {
-        let (host, path) = (&self.request.url.host, self.request.url.path());
+        let (host, path) = (&self.request.url.host, self.request.shown_path(self.worker));
         Stats::add(&self.worker.stats.errors, 1);
         tracing::warn!(%host, %path, %error, "upstream broke off");
         End::Broken
@@ -411,7 +411,6 @@ async fn failed(
     request: &Request,
     error: &NetError,
 ) -> Result<(), End> {
-    Stats::add(&worker.stats.errors, 1);
-    tracing::warn!(host = %request.url.host, path = %request.url.path(), %error, "upstream failed");
+    request.note_failure(worker, client, matches!(error, NetError::Denied(_)), error);
     request.answer(client, &Answer::upstream(&request.url.authority(), error)).await
 }

@@ -91,10 +91,11 @@ impl Url {
     }
 }
 
-/// Without the query: that is where signatures are.
+/// Scheme, host and port: signatures are in the query, and some registries redirect to paths that
+/// are a token.
 impl fmt::Display for Url {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}://{}{}", self.scheme.as_str(), self.authority(), self.path())
+        write!(f, "{}://{}", self.scheme.as_str(), self.authority())
     }
 }
 
@@ -197,7 +198,8 @@ mod tests {
     }
 
     #[test]
-    fn what_is_shown_has_no_query() {
-        assert_eq!(format!("{:?}", url("https://cdn.test/d?sig=secret")), "https://cdn.test/d");
+    fn what_is_shown_has_neither_path_nor_query() {
+        assert_eq!(format!("{:?}", url("https://cdn.test/tok?sig=secret")), "https://cdn.test");
+        assert_eq!(url("http://cdn.test:8080/tok").to_string(), "http://cdn.test:8080");
     }
 }
