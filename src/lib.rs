@@ -38,10 +38,11 @@
 //! # Threads
 //!
 //! One runtime thread per core, each with listeners of its own (`SO_REUSEPORT`), upstream
-//! connections of its own, and the fills its clients began. [`cache::Cache`], its entries and
-//! [`stats::Stats`] are all that is shared. What blocks runs on helper threads: names, files being
-//! opened, named and removed. The janitor thread unlinks what was evicted and writes down last
-//! uses.
+//! connections of its own, and the fills its clients began. [`cache::Cache`], its entries,
+//! [`net::Resolver`] and [`stats::Stats`] are all that is shared. What blocks runs on helper
+//! threads: files being opened, named and removed. Names are looked up on threads of their own: a
+//! look-up that hangs keeps nothing else. The janitor thread unlinks what was evicted and writes
+//! down last uses.
 
 #![deny(unsafe_code)]
 #![warn(missing_docs)]

@@ -24,7 +24,7 @@ use crate::cache::{self, Cache};
 use crate::config::{self, Config, ConfigError};
 use crate::http::HeadLimits;
 use crate::net::{
-    Ca, CaError, Conn, DialOptions, Dialer, Either, UpstreamTls, client_config, race,
+    Ca, CaError, Conn, DialOptions, Dialer, Either, Resolver, UpstreamTls, client_config, race,
 };
 use crate::policy::Policy;
 use crate::proxy::{self, Access, Asking, Drain, Limits, Worker, guarded};
@@ -34,7 +34,7 @@ use crate::sys;
 /// Connections the kernel holds for us until they are accepted.
 const BACKLOG: i32 = 4096;
 
-/// Threads for what blocks: names, files being opened and named.
+/// Threads for what blocks: files being opened, named and removed.
 const HELPERS: usize = 8;
 
 /// Blocking work that may wait for a helper.
@@ -111,6 +111,7 @@ struct Shared {
     ca: Arc<Ca>,
     access: Option<Arc<Access>>,
     tls: Arc<UpstreamTls>,
+    resolver: Resolver,
     listeners: Vec<SocketAddr>,
     pseudonym: Arc<str>,
     workers: usize,
@@ -171,6 +172,7 @@ impl Server {
             ca: Arc::clone(&ca),
             access: access.clone(),
             tls: tls.client,
+            resolver: Resolver::default(),
             listeners: proxy.iter().copied().chain([admin]).collect(),
             pseudonym: pseudonym().into(),
             workers,
@@ -417,7 +419,8 @@ fn worker(shared: &Shared, drain: &Rc<Drain>) -> Worker {
         policy: shared.policy.clone(),
         cache: shared.cache.clone(),
         stats: Arc::clone(&shared.stats),
-        dialer: Dialer::new(options, Arc::clone(&shared.tls)),
+        dialer: Dialer::new(options, shared.resolver.clone(), Arc::clone(&shared.tls)),
+        resolver: shared.resolver.clone(),
         ca: Arc::clone(&shared.ca),
         access: shared.access.clone(),
         asking: Asking::default(),

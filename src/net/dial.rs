@@ -14,7 +14,7 @@ use monoio::net::TcpStream;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 
-use super::{Conn, NetError, resolve};
+use super::{Conn, NetError, Resolver};
 use crate::http::{HeadLimits, Host};
 use crate::sys;
 
@@ -70,6 +70,7 @@ pub struct DialOptions {
 /// Makes and keeps the upstream connections of one core.
 pub struct Dialer {
     options: DialOptions,
+    resolver: Resolver,
     tls: Arc<ClientConfig>,
     idle: RefCell<Idle>,
 }
@@ -85,8 +86,8 @@ pub type Permit<'a> = &'a dyn Fn(SocketAddr) -> Result<(), Box<str>>;
 
 impl Dialer {
     /// A dialer without connections.
-    pub fn new(options: DialOptions, tls: Arc<ClientConfig>) -> Dialer {
-        Dialer { options, tls, idle: RefCell::default() }
+    pub fn new(options: DialOptions, resolver: Resolver, tls: Arc<ClientConfig>) -> Dialer {
+        Dialer { options, resolver, tls, idle: RefCell::default() }
     }
 
     /// An idle connection to `origin` that was used within `age` and is still good.
@@ -180,7 +181,7 @@ impl Dialer {
 
     async fn dial_tcp(&self, host: &Host, port: u16, permit: Permit<'_>) -> Result<Conn, NetError> {
         let limit = self.options.connect_timeout;
-        let addresses = resolve(host, limit).await?;
+        let addresses = self.resolver.resolve(host, limit).await?;
         let mut denied = None;
         let mut allowed = Vec::with_capacity(addresses.len());
         for address in addresses {
@@ -200,9 +201,14 @@ impl Dialer {
             first = connect_first(&allowed, limit).await;
         }
         match first {
-            Ok((io, address)) => Ok(Conn::plain(io, address, limit)),
+            Ok((io, address)) => {
+                if allowed.first().is_some_and(|first| *first != address) {
+                    self.resolver.prefer(host, address.ip());
+                }
+                Ok(Conn::plain(io, address, limit))
+            }
             Err(error) => {
-                super::resolve::forget(host);
+                self.resolver.forget(host);
                 if error.kind() == io::ErrorKind::TimedOut {
                     return Err(NetError::TimedOut { what: "connecting", limit });
                 }

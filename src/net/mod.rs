@@ -10,6 +10,7 @@ mod body;
 mod ca;
 mod conn;
 mod dial;
+mod lookup;
 mod race;
 mod relay;
 mod resolve;
@@ -29,7 +30,7 @@ pub use self::dial::{DialOptions, Dialer, Origin, Parent};
 use self::race::give_way;
 pub use self::race::{Either, both, race};
 pub use self::relay::{Relayed, relay};
-pub use self::resolve::resolve;
+pub use self::resolve::Resolver;
 pub use self::send::send_file;
 pub use self::tls::{TlsSetup, UpstreamTls, client_config};
 use crate::http::Malformed;
@@ -84,7 +85,7 @@ pub enum NetError {
     /// Not HTTP, or HTTP of a kind that is refused.
     #[error("{0}")]
     Malformed(Malformed),
-    /// More work for the helper threads than they take.
+    /// More names asked for than the resolver threads take.
     #[error("too many name look-ups under way")]
     Busy,
 }

@@ -31,7 +31,7 @@ pub use self::session::serve;
 use self::url::Url;
 use crate::cache::Cache;
 use crate::http::{HeadLimits, Host};
-use crate::net::{Ca, Conn, Dialer, NetError, Parent, resolve};
+use crate::net::{Ca, Conn, Dialer, NetError, Parent, Resolver};
 use crate::policy::{Listeners, Policy};
 use crate::stats::Stats;
 
@@ -67,6 +67,8 @@ pub struct Worker {
     pub stats: Arc<Stats>,
     /// Connections upstream.
     pub dialer: Dialer,
+    /// Addresses of names; the same one as the dialer's.
+    pub resolver: Resolver,
     /// Certificates for opened TLS.
     pub ca: Arc<Ca>,
     /// Who was shown what; nothing where `cache.access` is `trust`.
@@ -118,7 +120,7 @@ impl Worker {
         let Some(parent) = self.parent(host) else {
             return self.dialer.tunnel(host, port, None, &permit).await;
         };
-        self.judge(host, port, listed).await?;
+        self.judge(host, port, listed, false).await?;
         self.dialer.tunnel(host, port, Some(&parent), &|_| Ok(())).await
     }
 
@@ -129,16 +131,25 @@ impl Worker {
         let Some(parent) = self.parent(&url.host) else {
             return self.dialer.dial(&url.origin(), None, &permit).await;
         };
-        self.judge(&url.host, url.port, listed).await?;
+        self.judge(&url.host, url.port, listed, false).await?;
         self.dialer.dial(&url.origin(), Some(&parent), &|_| Ok(())).await
     }
 
     /// Says whether `host` has an address that may be connected to, as far as that can be known
     /// without connecting. A name that does not resolve here passes: stored entries are served all
     /// the same, and a parent may know it.
-    async fn judge(&self, host: &Host, port: u16, listed: bool) -> Result<(), NetError> {
+    ///
+    /// `again`: whoever connects judges the address then, so that one known from before will do
+    /// and nobody who asks for what is stored waits for a name.
+    async fn judge(
+        &self,
+        host: &Host,
+        port: u16,
+        listed: bool,
+        again: bool,
+    ) -> Result<(), NetError> {
         let limit = JUDGE_MAX.min(self.limits.connect_timeout);
-        let addresses = resolve(host, limit).await.unwrap_or_default();
+        let addresses = self.resolver.glance(host, limit, again).await;
         let mut verdict = Ok(());
         for address in addresses {
             match self.permit(host, SocketAddr::new(address, port), listed) {

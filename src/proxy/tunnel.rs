@@ -37,7 +37,7 @@ pub async fn connect(worker: &Rc<Worker>, client: &Client, head: RequestHead) ->
         }
     };
     if worker.policy.intercepts(&host) {
-        if let Err(error) = worker.judge(&host, port, listed).await {
+        if let Err(error) = worker.judge(&host, port, listed, true).await {
             tracing::info!(client = %client.ip(), %host, %error, "refused");
             return refuse(worker, client, &Answer::upstream(&host.to_string(), &error)).await;
         }
