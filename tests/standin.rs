@@ -93,6 +93,7 @@ fn challenges_ranges_and_refusals_follow_the_request() {
     assert_eq!((part.status, part.text().as_str()), (206, "345"));
     assert_eq!(part.field("Content-Range"), Some("bytes 3-5/10"));
     assert_eq!(client.get_with("/r", &[("Range", "bytes=7-")]).text(), "789");
+    assert_eq!(client.get_with("/r", &[("Range", "bytes=-2")]).text(), "89");
     assert_eq!(client.get_with("/r", &[("Range", "bytes=10-")]).status, 416);
     assert_eq!(client.get("/w").field("WWW-Authenticate"), Some("Bearer realm=\"r\""));
     assert_eq!(client.get_with("/w", &[("Authorization", "Bearer x")]).status, 200);

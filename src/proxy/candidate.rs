@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::Worker;
+use super::ahead::{fetch_part, is_far_ahead};
 use super::answer::Answer;
 use super::deliver::{Delivery, Part, Source, Undelivered};
 use super::drain::guarded;
@@ -25,10 +26,6 @@ use crate::stats::{Outcome, Stats};
 
 /// Times a request looks up again because the fill it joined ended without a word.
 const LOOKUPS_MAX: usize = 4;
-
-/// How far a range may begin ahead of what a running fill has, and still wait for it. Beyond, the
-/// range is asked of upstream, uncached, while the fill goes on.
-const AHEAD_MAX: u64 = 1024 * 1024 * 1024;
 
 /// HEAD of a candidate: from a stored entry, else from upstream; it never begins a fill.
 pub async fn head_request(
@@ -191,12 +188,26 @@ async fn join(
     if !fits(request, &stored, source.as_ref()) {
         return pass_miss(worker, client, request, "media-type").await;
     }
-    let part = Part::wanted(&request.head, &stored, seen.len);
-    if part.start() > seen.written.saturating_add(AHEAD_MAX) {
-        return pass_miss(worker, client, request, "far-ahead").await;
+    follow(worker, client, request, (reader, &seen, &stored), "collapsed").await
+}
+
+/// Answers from a running fill, or past it where that is too far behind.
+async fn follow(
+    worker: &Rc<Worker>,
+    client: &Client,
+    request: &Request,
+    (reader, seen, stored): (Reader, &Seen, &Fields),
+    reason: &'static str,
+) -> Result<(), End> {
+    let part = Part::wanted(&request.head, stored, seen.len);
+    if is_far_ahead(part, seen.written)
+        && let Some(fetched) = fetch_part(worker, request, part, digest_of(worker, request)).await
+    {
+        log_miss(worker, request, seen.len, "far-ahead");
+        return pass::relay_answer(worker, client, request, fetched, None).await;
     }
-    log_miss(worker, request, seen.len, "collapsed");
-    deliver(worker, client, request, (reader, &seen, &stored), Source::Miss).await
+    log_miss(worker, request, seen.len, reason);
+    deliver(worker, client, request, (reader, seen, stored), Source::Miss).await
 }
 
 async fn miss(
@@ -252,11 +263,10 @@ async fn miss(
     kept.write_to(&mut bytes);
     match lease.begin(bytes, len, digest.clone()).await {
         Ok((fill, reader)) => {
-            log_miss(worker, request, len, "absent");
             let shown = digest.map(|digest| (request.clone(), digest, prove::now_ms()));
             monoio::spawn(guarded(store(Rc::clone(worker), recipe, fetched, fill, shown)));
             let Some(seen) = reader.glance() else { return Err(End::Broken) };
-            deliver(worker, client, request, (reader, &seen, &whole), Source::Miss).await
+            follow(worker, client, request, (reader, &seen, &whole), "absent").await
         }
         // The cache has said what is wrong.
         Err(_) => {

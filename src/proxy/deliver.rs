@@ -47,16 +47,15 @@ impl Part {
         let fields = &request.fields;
         let etag = stored.get("etag");
         if fields.contains("if-none-match") {
-            let known = etag.is_some_and(|etag| {
-                fields
-                    .tokens("if-none-match")
-                    .any(|given| given == "*" || opaque(given.as_bytes()) == opaque(etag))
-            });
-            if known {
+            let same = |given: &str| Some(opaque(given.as_bytes())) == etag.map(opaque);
+            if fields.tokens("if-none-match").any(|given| given == "*" || same(given)) {
                 return Part::NotModified;
             }
         }
-        let range = fields.get("range").filter(|_| request.method == Method::GET);
+        // Two fields are no range. Of nothing there is no part, yet all of it can be had: whoever
+        // asks for everything by `bytes=0-` does not expect a refusal.
+        let sole = request.method == Method::GET && fields.count("range") == 1;
+        let range = fields.get("range").filter(|_| sole && len != Some(0));
         match (range.and_then(parse_range), len) {
             (Some(range), Some(len)) if may_range(fields, stored) => range
                 .resolve(len)

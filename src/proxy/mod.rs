@@ -3,8 +3,9 @@
 //! Only this layer knows policy, cache and net together, says whose fault a failure is, and picks a
 //! status. `session` loops over a connection's requests; `exchange` chooses a request's route: past
 //! the cache (`pass`), into a `tunnel`, or, for a `candidate`, to the entry (`deliver`) that it
-//! found or has filled (`store`).
+//! found or has filled (`store`), if that is not too far behind (`ahead`).
 
+mod ahead;
 mod answer;
 mod candidate;
 mod challenge;

@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 use socket2::{Domain, Socket, Type};
 
 use super::DEADLINE;
-use super::body::{Body, hex};
+use super::body::{Body, hex, sha256};
 use super::certs::Trust;
 use super::wire::{Framing, Head, Incoming, Stream, Wire};
 
@@ -65,6 +65,22 @@ impl Response {
         assert_eq!(self.whole, Ok(()), "after {} of {} bytes", self.len, body.len());
         assert_eq!(self.len, body.len(), "{:?}", self.head);
         assert_eq!(self.sha256, body.sha256(), "wrong bytes");
+    }
+
+    /// Fails unless this is a 206 with exactly bytes `from..to` of this body.
+    #[track_caller]
+    pub fn assert_part(&self, body: &Body, (from, to): (u64, u64)) {
+        assert_promises(&self.head, (from, to, body.len()));
+        assert_eq!(self.whole, Ok(()), "after {} of {} bytes", self.len, to - from);
+        assert_eq!(self.sha256, sha256(&body.slice(from, to)), "wrong bytes");
+    }
+
+    /// Fails unless this says that no byte of the range is among the `len` there are.
+    #[track_caller]
+    pub fn assert_unsatisfiable(&self, len: u64) {
+        assert_eq!((self.status, self.len), (416, 0), "{:?}", self.head);
+        assert_eq!(self.head.fields("Content-Range"), [format!("bytes */{len}")]);
+        assert_eq!(self.whole, Ok(()));
     }
 
     /// Fails unless this came from the cache.
@@ -348,6 +364,17 @@ impl Transfer {
         status(&self.head)
     }
 
+    /// Fails unless a 206 with bytes `from..to` of `len` has begun.
+    #[track_caller]
+    pub fn assert_promises(&self, part: (u64, u64, u64)) {
+        assert_promises(&self.head, part);
+    }
+
+    /// SHA-256 of what has come so far, lower-case hex.
+    pub fn sha256(&self) -> String {
+        hex(&self.hasher.clone().finalize())
+    }
+
     /// Reads on until `count` bytes of the body have come in all.
     #[track_caller]
     pub fn read_to(&mut self, client: &mut Client, count: u64) {
@@ -391,6 +418,13 @@ impl Transfer {
             whole,
         }
     }
+}
+
+#[track_caller]
+fn assert_promises(head: &Head, (from, to, len): (u64, u64, u64)) {
+    assert_eq!(status(head), 206, "{head:?}");
+    assert_eq!(head.fields("Content-Range"), [format!("bytes {from}-{}/{len}", to - 1)]);
+    assert_eq!(head.fields("Content-Length"), [(to - from).to_string()], "{head:?}");
 }
 
 /// The status of a response's head.

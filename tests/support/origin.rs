@@ -389,6 +389,13 @@ fn stretch(seen: &Seen, answer: &Answer) -> (u16, u64, u64) {
         return whole;
     };
     let Some((from, to)) = range.split_once('-') else { return whole };
+    if let ("", Ok(last)) = (from, to.parse::<u64>()) {
+        return if last > 0 && len > 0 {
+            (206, len.saturating_sub(last), len)
+        } else {
+            (416, 0, 0)
+        };
+    }
     let Ok(from) = from.parse::<u64>() else { return whole };
     let to = to.parse::<u64>().map_or(len, |last| (last + 1).min(len));
     if from < to { (206, from, to) } else { (416, 0, 0) }
