@@ -7,9 +7,10 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::entry::{Body, Entry, HELD_BACK, Phase};
+use super::index::Index;
 use super::janitor::Job;
-use super::{Cache, CacheError, Failure, Inner, Reader, lock, now_ms};
-use crate::key::{Digest, Hasher, Key};
+use super::{Cache, CacheError, Evicted, Failure, Inner, Reader, lock, now_ms};
+use crate::key::{Digest, Hasher};
 use crate::stats::Stats;
 
 /// Room set aside at a time for a body whose length is not known.
@@ -49,18 +50,14 @@ impl Lease {
     ) -> Result<(Fill, Reader), CacheError> {
         let reserved = len.unwrap_or(GROWTH);
         let cache = self.cache.clone();
-        let evicted = {
-            let mut index = cache.inner.index();
-            index.reserve(reserved);
-            index.shrink(cache.inner.options.max_size)
-        };
-        let inner = Arc::clone(&cache.inner);
-        let made = cache.help(move || make_part(&inner, reserved, &evicted)).await;
+        let mut room = Room { cache: cache.clone(), bytes: 0 };
+        let evicted = room.set_aside(reserved);
+        let owner = cache.clone();
+        let made = cache.help(move || make_part(owner, reserved, evicted)).await;
         let (file, part) = match made.and_then(|made| made) {
             Ok(made) => made,
             Err(error) => {
                 cache.inner.note(Err(&error));
-                cache.inner.index().release(reserved);
                 self.end(Phase::Declined);
                 return Err(error);
             }
@@ -73,7 +70,7 @@ impl Lease {
         let entry = Arc::clone(&self.entry);
         let reader = Reader::new(Arc::clone(&entry));
         let proof = digest.zip(hasher);
-        let fill = Fill { cache, entry, body, part, proof, len, at: 0, reserved, over: false };
+        let fill = Fill { cache, entry, body, part, proof, len, at: 0, room, over: false };
         Ok((fill, reader))
     }
 
@@ -113,11 +110,11 @@ pub struct Fill {
     cache: Cache,
     entry: Arc<Entry>,
     body: Arc<Body>,
-    part: PathBuf,
+    part: Part,
     proof: Option<(Digest, Hasher)>,
     len: Option<u64>,
     at: u64,
-    reserved: u64,
+    room: Room,
     over: bool,
 }
 
@@ -188,13 +185,13 @@ impl Fill {
         let inner = &self.cache.inner;
         let evicted = {
             let mut index = inner.index();
-            index.release(self.reserved);
+            self.room.give_back(&mut index);
             index.end_fill(&self.entry);
             index.shrink(inner.options.max_size)
         };
-        self.cache.discard(evicted);
-        if !kept {
-            self.cache.janitor.send(Job::Part(self.part.clone()));
+        drop(self.cache.evicted(evicted));
+        if kept {
+            self.part.named();
         }
         self.over = true;
         self.entry.advance(Phase::Complete { body: Arc::clone(&self.body), len: self.at });
@@ -204,12 +201,14 @@ impl Fill {
     /// Breaks off: readers get what there was and then the reason.
     pub fn fail(&mut self, why: Failure) -> Failure {
         if !std::mem::replace(&mut self.over, true) {
+            // A commit that is broken off may still be on its way to a helper thread.
+            self.entry.doom();
             {
                 let mut index = self.cache.inner.index();
-                index.release(self.reserved);
+                self.room.give_back(&mut index);
                 index.end_fill(&self.entry);
             }
-            self.cache.janitor.send(Job::Part(self.part.clone()));
+            self.part.remove();
             self.entry.advance(Phase::Failed(why.clone()));
         }
         why
@@ -217,7 +216,7 @@ impl Fill {
 
     async fn store(&self) -> bool {
         let (inner, entry) = (Arc::clone(&self.cache.inner), Arc::clone(&self.entry));
-        let (body, part, len) = (Arc::clone(&self.body), self.part.clone(), self.at);
+        let (body, part, len) = (Arc::clone(&self.body), self.part.path.clone(), self.at);
         let stored = self.cache.help(move || store(&inner, &entry, &body, &part, len)).await;
         match stored.and_then(|stored| stored) {
             Ok(kept) => {
@@ -250,17 +249,10 @@ impl Fill {
     }
 
     fn set_room_aside(&mut self, end: u64) {
-        if end <= self.reserved {
-            return;
+        let reserved = self.room.bytes;
+        if end > reserved {
+            drop(self.room.set_aside((end - reserved).max(GROWTH)));
         }
-        let more = (end - self.reserved).max(GROWTH);
-        self.reserved += more;
-        let evicted = {
-            let mut index = self.cache.inner.index();
-            index.reserve(more);
-            index.shrink(self.cache.inner.options.max_size)
-        };
-        self.cache.discard(evicted);
     }
 }
 
@@ -295,21 +287,74 @@ fn store(
 /// Makes the file of a fill, and room for `need` bytes on the file system. What was evicted for it
 /// goes first, so that the directory is never larger than it may be.
 fn make_part(
-    inner: &Inner,
+    cache: Cache,
     need: u64,
-    evicted: &[Key],
-) -> Result<(std::fs::File, PathBuf), CacheError> {
-    Stats::add(&inner.stats.evictions, evicted.len() as u64);
-    for key in evicted {
-        inner.unlink(key);
+    evicted: Evicted,
+) -> Result<(std::fs::File, Part), CacheError> {
+    evicted.unlink();
+    let (file, path) = cache.inner.disk.create_part()?;
+    // Nobody else knows of the file yet: it goes with the error, or with whoever asked for it.
+    let part = Part { cache, path, over: false };
+    part.cache.inner.make_room(need)?;
+    Ok((file, part))
+}
+
+/// Room set aside in the index, given back when nobody holds this any more.
+struct Room {
+    cache: Cache,
+    bytes: u64,
+}
+
+impl Room {
+    /// Sets more aside; what goes for it is the caller's to unlink.
+    fn set_aside(&mut self, more: u64) -> Evicted {
+        self.bytes = self.bytes.saturating_add(more);
+        let keys = {
+            let mut index = self.cache.inner.index();
+            index.reserve(more);
+            index.shrink(self.cache.inner.options.max_size)
+        };
+        self.cache.evicted(keys)
     }
-    let made = inner.disk.create_part()?;
-    if let Err(error) = inner.make_room(need) {
-        // Nobody else knows of the file yet; what counts is the first error.
-        let _ = std::fs::remove_file(&made.1);
-        return Err(error);
+
+    fn give_back(&mut self, index: &mut Index) {
+        index.release(std::mem::take(&mut self.bytes));
     }
-    Ok(made)
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        if self.bytes > 0 {
+            let cache = self.cache.clone();
+            self.give_back(&mut cache.inner.index());
+        }
+    }
+}
+
+/// The file of a fill, removed when nobody holds this any more and it got no name.
+struct Part {
+    cache: Cache,
+    path: PathBuf,
+    over: bool,
+}
+
+impl Part {
+    fn remove(&mut self) {
+        if !std::mem::replace(&mut self.over, true) {
+            self.cache.janitor.send(Job::Part(self.path.clone()));
+        }
+    }
+
+    /// Another name is the file's own by now.
+    fn named(&mut self) {
+        self.over = true;
+    }
+}
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        self.remove();
+    }
 }
 
 fn is_full(error: &std::io::Error) -> bool {

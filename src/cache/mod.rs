@@ -184,7 +184,7 @@ impl Cache {
         }
         self.inner.scanning.store(false, Ordering::Release);
         let evicted = self.inner.index().shrink(self.inner.options.max_size);
-        self.discard(evicted);
+        drop(self.evicted(evicted));
         result.map(|()| seen.len())
     }
 
@@ -300,12 +300,10 @@ impl Cache {
         self.help(move || inner.load(&key)).await?
     }
 
-    /// Unlinks what was taken out of the index.
-    fn discard(&self, evicted: Vec<Key>) {
-        Stats::add(&self.inner.stats.evictions, evicted.len() as u64);
-        for key in evicted {
-            self.janitor.send(Job::Unlink(key));
-        }
+    /// What was taken out of the index; its files go when this is dropped.
+    fn evicted(&self, keys: Vec<Key>) -> Evicted {
+        Stats::add(&self.inner.stats.evictions, keys.len() as u64);
+        Evicted { cache: self.clone(), keys }
     }
 
     /// Runs `work`, which blocks, on a helper thread.
@@ -314,6 +312,31 @@ impl Cache {
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, CacheError> {
         monoio::spawn_blocking(work).await.map_err(|_| CacheError::Busy)
+    }
+}
+
+/// Entries that the index has forgotten and the disk has not: whoever holds this unlinks them, else
+/// the janitor does, so that work that is never done leaves no file behind.
+#[must_use]
+struct Evicted {
+    cache: Cache,
+    keys: Vec<Key>,
+}
+
+impl Evicted {
+    /// Unlinks them now; blocks.
+    fn unlink(mut self) {
+        for key in std::mem::take(&mut self.keys) {
+            self.cache.inner.unlink(&key);
+        }
+    }
+}
+
+impl Drop for Evicted {
+    fn drop(&mut self) {
+        for key in self.keys.drain(..) {
+            self.cache.janitor.send(Job::Unlink(key));
+        }
     }
 }
 
