@@ -164,9 +164,10 @@ impl Disk {
             .and_then(|()| fs::rename(&meta_part, &meta_path))
             .and_then(|()| fs::rename(part, &body));
         if written.is_err() {
-            // Nothing half-made stays behind; the error that counts is the first one.
+            // Nothing half-made stays behind, nor an older body without its `.meta`; the error that
+            // counts is the first one.
             let _ = fs::remove_file(&meta_part);
-            let _ = fs::remove_file(&meta_path);
+            let _ = self.remove(key);
         }
         written
     }

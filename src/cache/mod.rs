@@ -357,6 +357,10 @@ impl Inner {
     /// and is now gone.
     fn load(&self, key: &Key) -> Result<Option<Arc<Entry>>, CacheError> {
         let _names = lock(&self.names);
+        if !self.scanning.load(Ordering::Acquire) && !self.index().contains(key) {
+            // Evicted since it was looked up: its files may lie there yet, and are to go.
+            return Ok(None);
+        }
         match self.disk.load(key) {
             Ok(loaded) => {
                 let body = Body { file: loaded.file, head: loaded.head, stored: loaded.stored };

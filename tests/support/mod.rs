@@ -15,6 +15,7 @@ pub mod names;
 pub mod origin;
 pub mod proxy;
 pub mod registry;
+pub mod seed;
 pub mod wire;
 
 use std::time::{Duration, Instant};
