@@ -3,6 +3,8 @@
 //! What can fail at the start fails before anything listens: sockets are bound first and listen
 //! last.
 
+mod trust;
+
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
@@ -19,13 +21,12 @@ use monoio::{IoUringDriver, LegacyDriver, RuntimeBuilder};
 use socket2::{Domain, Protocol, Socket, Type};
 use thiserror::Error;
 
+pub use self::trust::upstream_tls;
 use crate::admin::Admin;
 use crate::cache::{self, Cache};
 use crate::config::{self, Config, ConfigError};
 use crate::http::HeadLimits;
-use crate::net::{
-    Ca, CaError, Conn, DialOptions, Dialer, Either, Resolver, UpstreamTls, client_config, race,
-};
+use crate::net::{Ca, CaError, Conn, DialOptions, Dialer, Either, Resolver, UpstreamTls, race};
 use crate::policy::Policy;
 use crate::proxy::{self, Access, Asking, Drain, Limits, Worker, guarded};
 use crate::stats::Stats;
@@ -125,9 +126,7 @@ impl Server {
     /// Starts everything, or nothing.
     pub fn start(config: Config) -> Result<Server, StartError> {
         let policy = Policy::compile(&config)?;
-        let tls = client_config(&config.tls.upstream_ca).map_err(|(n, why)| {
-            config.error(&format!("tls.upstream_ca[{n}]"), &why, "a file of PEM certificates")
-        })?;
+        let tls = upstream_tls(&config, &policy)?;
         let files = Files::allot(config.limits.max_connections);
         let workers = match config.proxy.workers {
             0 => std::thread::available_parallelism().map_or(1, usize::from),

@@ -85,6 +85,7 @@ impl Default for Tls {
             cert_dir: PathBuf::from("./certs"),
             intercept: constants(WELL_KNOWN_REGISTRIES),
             upstream_ca: Vec::new(),
+            pins: Vec::new(),
             ktls: Ktls::Auto,
         }
     }

@@ -16,6 +16,7 @@ mod defaults;
 mod error;
 mod parent;
 mod pattern;
+mod pin;
 mod print;
 mod read;
 mod tree;
@@ -35,6 +36,7 @@ pub use error::ConfigError;
 use error::Places;
 pub use parent::{Credentials, Direct, ParentProxy};
 pub use pattern::HostPattern;
+pub use pin::Pin;
 
 /// Where the configuration is looked for when nothing names a file.
 pub const DEFAULT_FILE: &str = "config.yaml";
@@ -131,8 +133,19 @@ pub struct Tls {
     pub intercept: Vec<HostPattern>,
     /// PEM files trusted beside the system's store.
     pub upstream_ca: Vec<PathBuf>,
+    /// Hosts known by their certificate's key alone; no two have the same pattern.
+    pub pins: Vec<PinRule>,
     /// Whether record encryption is handed to the kernel.
     pub ktls: Ktls,
+}
+
+/// One host pattern under `tls.pins`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PinRule {
+    /// The hosts it is for.
+    pub pattern: HostPattern,
+    /// The keys their certificates may have; at least one.
+    pub keys: Vec<Pin>,
 }
 
 /// Key `tls.ktls`.

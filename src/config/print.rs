@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::{
     Access, Allowlist, Cache, Config, Format, HeaderField, HeaderRule, Ktls, Level, Limits,
-    Logging, Proxy, Secret, Tls, Upstream, value,
+    Logging, PinRule, Proxy, Secret, Tls, Upstream, value,
 };
 
 const MASK: &str = "***";
@@ -41,6 +41,7 @@ fn tls(out: &mut Out, tls: &Tls) {
     out.path("cert_dir", &tls.cert_dir);
     out.list("intercept", &tls.intercept);
     out.list("upstream_ca", tls.upstream_ca.iter().map(|path| path.display()));
+    pins(out, &tls.pins);
     out.bare(
         "ktls",
         match tls.ktls {
@@ -49,6 +50,17 @@ fn tls(out: &mut Out, tls: &Tls) {
             Ktls::Off => "\"off\"",
         },
     );
+}
+
+fn pins(out: &mut Out, rules: &[PinRule]) {
+    if rules.is_empty() {
+        return out.bare("pins", "{}");
+    }
+    let _ = writeln!(out.0, "  pins:");
+    for rule in rules {
+        let keys: Vec<String> = rule.keys.iter().map(|pin| quote(&pin.to_string())).collect();
+        let _ = writeln!(out.0, "    {}: [{}]", quote(rule.pattern.as_str()), keys.join(", "));
+    }
 }
 
 fn cache(out: &mut Out, cache: &Cache) {

@@ -14,7 +14,7 @@ use super::pattern::{self, HostPattern};
 use super::tree::{self, Entry, Node, Value};
 use super::{
     Access, Allowlist, Cache, Config, DEFAULT_FILE, Format, HeaderField, HeaderRule, Ktls, Level,
-    Limits, Logging, Proxy, Secret, Tls, Upstream, parent, value,
+    Limits, Logging, PinRule, Proxy, Secret, Tls, Upstream, parent, pin, value,
 };
 
 /// A configuration larger than this is some other file.
@@ -51,7 +51,7 @@ pub(super) const SECTIONS: &[(&str, &[&str])] = &[
             "deny_destinations",
         ],
     ),
-    ("tls", &["cert_dir", "intercept", "upstream_ca", "ktls"]),
+    ("tls", &["cert_dir", "intercept", "upstream_ca", "pins", "ktls"]),
     ("cache", &["enabled", "dir", "max_size", "min_free", "patterns", "access"]),
     ("upstream", &["connect_timeout", "read_timeout", "retries", "proxy", "no_proxy"]),
     ("headers", &[]),
@@ -232,11 +232,40 @@ fn tls(out: &mut Tls, key: &str, at: &At) -> Result<(), ConfigError> {
         "cert_dir" => out.cert_dir = at.path()?,
         "intercept" => out.intercept = at.list(At::host)?,
         "upstream_ca" => out.upstream_ca = at.list(At::path)?,
+        "pins" => out.pins = pins(at)?,
         _ => {
             out.ktls = at.one_of(&[("auto", Ktls::Auto), ("on", Ktls::On), ("off", Ktls::Off)])?;
         }
     }
     Ok(())
+}
+
+fn pins(at: &At) -> Result<Vec<PinRule>, ConfigError> {
+    let mut rules: Vec<PinRule> = Vec::new();
+    for entry in at.section()? {
+        let at = at.below(entry);
+        let pattern = host_key(&at, entry, rules.iter().map(|rule| &rule.pattern))?;
+        let keys = at.list(|at| at.parsed(pin::EXPECTED, |text| text.parse().ok()))?;
+        if keys.is_empty() {
+            return Err(at.error("an empty list", pin::EXPECTED));
+        }
+        rules.push(PinRule { pattern, keys });
+    }
+    Ok(rules)
+}
+
+/// A host pattern that stands for a key, once.
+fn host_key<'p>(
+    at: &At,
+    entry: &Entry,
+    mut before: impl Iterator<Item = &'p HostPattern>,
+) -> Result<HostPattern, ConfigError> {
+    let pattern = entry.key.parse();
+    let pattern = pattern.map_err(|_| at.error(&quoted(&entry.key), pattern::EXPECTED))?;
+    match before.any(|other| *other == pattern) {
+        true => Err(at.error("the host a second time", "it once")),
+        false => Ok(pattern),
+    }
 }
 
 fn cache(out: &mut Cache, key: &str, at: &At) -> Result<(), ConfigError> {
@@ -328,11 +357,7 @@ fn headers(at: &At, places: &mut Places) -> Result<Vec<HeaderRule>, ConfigError>
     let mut rules: Vec<HeaderRule> = Vec::new();
     for entry in at.section()? {
         let at = at.below(entry);
-        let pattern: HostPattern =
-            entry.key.parse().map_err(|_| at.error(&quoted(&entry.key), pattern::EXPECTED))?;
-        if rules.iter().any(|rule| rule.pattern == pattern) {
-            return Err(at.error("the host a second time", "it once"));
-        }
+        let pattern = host_key(&at, entry, rules.iter().map(|rule| &rule.pattern))?;
         places.note(&at.key, at.place.clone());
         let mut rule = HeaderRule { pattern, set: Vec::new(), append: Vec::new() };
         for entry in at.section()? {

@@ -117,6 +117,16 @@ limits:
 }
 
 #[test]
+fn pins_are_read_and_printed() {
+    let (a, b) = (Pin::new([7; 32]), Pin::new([0xF8; 32]));
+    let config = parse(&format!("tls:\n  pins:\n    Reg.corp: [{a}]\n    '*.lab': ['{a}', {b}]\n"));
+    let rules = &config.tls.pins;
+    assert_eq!((rules[0].pattern.as_str(), &rules[0].keys[..]), ("reg.corp", &[a][..]));
+    assert_eq!((rules[1].pattern.as_str(), &rules[1].keys[..]), ("*.lab", &[a, b][..]));
+    assert_eq!(parse(&config.to_yaml()), config);
+}
+
+#[test]
 fn anchors_save_repetition() {
     let config = parse("headers:\n  a.io: &a {set: {X-A: 1}}\n  b.io: *a\n");
     assert_eq!(config.headers[0].set, config.headers[1].set);

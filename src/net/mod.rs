@@ -11,6 +11,7 @@ mod ca;
 mod conn;
 mod dial;
 mod lookup;
+mod pins;
 mod race;
 mod relay;
 mod resolve;
@@ -27,6 +28,7 @@ pub use self::body::BodyReader;
 pub use self::ca::{Ca, CaError};
 pub use self::conn::Conn;
 pub use self::dial::{DialOptions, Dialer, Origin, Parent};
+pub use self::pins::Pinned;
 use self::race::give_way;
 pub use self::race::{Either, both, race};
 pub use self::relay::{Relayed, relay};
@@ -80,7 +82,7 @@ pub enum NetError {
     #[error("{0}")]
     Io(Arc<io::Error>),
     /// TLS failed: a certificate that is not trusted, a protocol error.
-    #[error("TLS: {0}")]
+    #[error("TLS: {}", pins::words(.0))]
     Tls(rustls::Error),
     /// Not HTTP, or HTTP of a kind that is refused.
     #[error("{0}")]

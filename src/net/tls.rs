@@ -11,6 +11,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use rustls::{ClientConfig, Connection, RootCertStore};
 
+use super::pins::{Pinned, Verifier};
 use crate::sys;
 
 /// Ciphertext taken from the socket at a time.
@@ -163,9 +164,13 @@ pub struct TlsSetup {
     pub warnings: Vec<String>,
 }
 
-/// Trusts the system's certificates and those in `extra` (PEM files). The error has the position of
-/// the file that is at fault, and says what is wrong with it.
-pub fn client_config(extra: &[PathBuf]) -> Result<TlsSetup, (usize, String)> {
+/// Trusts the system's certificates and those in `extra` (PEM files), and, for hosts that have
+/// pins, the pinned keys and nothing else. The error has the position of the file that is at fault,
+/// and says what is wrong with it.
+pub fn client_config(
+    extra: &[PathBuf],
+    pinned: Option<Pinned>,
+) -> Result<TlsSetup, (usize, String)> {
     let mut roots = RootCertStore::empty();
     let native = rustls_native_certs::load_native_certs();
     let warnings = native.errors.iter().map(ToString::to_string).collect();
@@ -184,11 +189,17 @@ pub fn client_config(extra: &[PathBuf]) -> Result<TlsSetup, (usize, String)> {
         }
     }
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let mut client = ClientConfig::builder_with_provider(provider)
+    let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()
-        .map_err(|error| (0, error.to_string()))?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
+        .map_err(|error| (0, error.to_string()))?;
+    let builder = match pinned {
+        None => builder.with_root_certificates(roots),
+        Some(pinned) => {
+            let verifier = Verifier::new(pinned, roots, provider).map_err(|why| (0, why))?;
+            builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier))
+        }
+    };
+    let mut client = builder.with_no_client_auth();
     client.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(TlsSetup { client: Arc::new(client), warnings })
 }

@@ -2,7 +2,7 @@
 //!
 //! `access` says which clients, hosts and addresses are served, `admission` which requests and
 //! answers are stored and under which key, `rewrite` which fields change or stay behind, `rights`
-//! who may have what is stored.
+//! who may have what is stored, `pins` which upstreams are known by their key.
 //!
 //! A *candidate* is a request whose answer may be stored; a *refusal* is what the proxy will not
 //! do for this client; a *reason* is why something is not stored.
@@ -12,6 +12,7 @@
 
 mod access;
 mod admission;
+mod pins;
 mod rewrite;
 pub mod rights;
 
@@ -19,7 +20,7 @@ use std::sync::Arc;
 
 use regex_automata::meta::Regex;
 
-use crate::config::{self, Config, ConfigError, HostPattern, ParentProxy};
+use crate::config::{self, Config, ConfigError, HostPattern, ParentProxy, PinRule};
 use crate::http::Host;
 
 pub use access::{HostVerdict, Listeners, Refusal};
@@ -41,6 +42,8 @@ struct Rules {
     intercept: Vec<HostPattern>,
     /// The narrowest pattern first.
     headers: Vec<HeaderRule>,
+    /// The narrowest pattern first.
+    pins: Vec<PinRule>,
     parent: Option<ParentProxy>,
     direct: Vec<config::Direct>,
 }
@@ -58,6 +61,7 @@ impl Policy {
             admission: admission::Rules::new(config),
             intercept: config.tls.intercept.iter().cloned().chain(under_headers).collect(),
             headers,
+            pins: pins::compile(config),
             parent: config.upstream.proxy.clone(),
             direct: config.upstream.no_proxy.clone(),
         };

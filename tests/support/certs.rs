@@ -3,9 +3,14 @@
 use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
 
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
+use rcgen::{
+    BasicConstraints, Certificate, CertificateParams, DnType, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose,
+};
+use rustls::crypto::aws_lc_rs::sign::any_supported_type;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 
 /// A certificate authority of the tests' making.
@@ -39,12 +44,50 @@ impl Authority {
 
     /// A server's identity for `names` (host names or addresses).
     pub fn server(&self, names: &[&str]) -> Identity {
-        let bare: Vec<String> =
-            names.iter().map(|name| name.trim_matches(['[', ']']).to_owned()).collect();
+        self.server_with(names, |_| {})
+    }
+
+    /// The same, with whatever `change` makes of the certificate.
+    pub fn server_with(
+        &self,
+        names: &[&str],
+        change: impl FnOnce(&mut CertificateParams),
+    ) -> Identity {
         let key = KeyPair::generate().expect("a leaf key");
-        let mut params = CertificateParams::new(bare).expect("leaf parameters");
-        params.distinguished_name.push(DnType::CommonName, "origin of a test");
+        let mut params = leaf_params(names);
+        change(&mut params);
         let leaf = params.signed_by(&key, &self.issuer).expect("a leaf");
+        Identity::new(&leaf, &key)
+    }
+}
+
+/// A certificate for `names` that nobody but itself signed.
+pub fn self_signed(names: &[&str]) -> Identity {
+    let key = KeyPair::generate().expect("a leaf key");
+    let leaf = leaf_params(names).self_signed(&key).expect("a leaf");
+    Identity::new(&leaf, &key)
+}
+
+fn leaf_params(names: &[&str]) -> CertificateParams {
+    let bare: Vec<String> =
+        names.iter().map(|name| name.trim_matches(['[', ']']).to_owned()).collect();
+    let mut params = CertificateParams::new(bare).expect("leaf parameters");
+    params.distinguished_name.push(DnType::CommonName, "origin of a test");
+    params
+}
+
+/// What a server shows of itself.
+#[derive(Clone)]
+pub struct Identity {
+    pub(super) config: Arc<ServerConfig>,
+    /// Its certificate, DER.
+    pub leaf: Vec<u8>,
+    pub leaf_pem: String,
+    pub key_pem: String,
+}
+
+impl Identity {
+    fn new(leaf: &Certificate, key: &KeyPair) -> Identity {
         let secret = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
         let config = ServerConfig::builder()
             .with_no_client_auth()
@@ -57,16 +100,18 @@ impl Authority {
             key_pem: key.serialize_pem(),
         }
     }
-}
 
-/// What a server shows of itself.
-#[derive(Clone)]
-pub struct Identity {
-    pub(super) config: Arc<ServerConfig>,
-    /// Its certificate, DER.
-    pub leaf: Vec<u8>,
-    pub leaf_pem: String,
-    pub key_pem: String,
+    /// Somebody who shows this certificate without having its key.
+    pub fn impostor(&self) -> Identity {
+        let other = self_signed(&["impostor.test"]);
+        let secret = PrivateKeyDer::from_pem_slice(other.key_pem.as_bytes()).expect("a key");
+        let secret = any_supported_type(&secret).expect("a usable key");
+        let chain = vec![CertificateDer::from(self.leaf.clone())];
+        let shown = SingleCertAndKey::from(CertifiedKey::new(chain, secret));
+        let config =
+            ServerConfig::builder().with_no_client_auth().with_cert_resolver(Arc::new(shown));
+        Identity { config: Arc::new(config), ..self.clone() }
+    }
 }
 
 /// How a client takes part in TLS.

@@ -12,6 +12,7 @@ pub mod certs;
 pub mod client;
 pub mod lab;
 pub mod names;
+pub mod openssl;
 pub mod origin;
 pub mod proxy;
 pub mod registry;
