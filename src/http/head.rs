@@ -236,6 +236,41 @@ pub enum Parsed<T> {
     },
 }
 
+/// Says when an incomplete head is worth reading again from its start: when an empty line may have
+/// come, or twice as much is there as the last time. However small the pieces it comes in, it costs
+/// a few readings, and what is wrong with it is still told early.
+#[derive(Debug)]
+pub struct Retry {
+    limit: usize,
+    /// Bytes looked at for an empty line.
+    seen: usize,
+    /// Bytes at which it is due in any case.
+    next: usize,
+}
+
+impl Retry {
+    /// For a head that has not been read yet.
+    pub fn new(limits: &HeadLimits) -> Retry {
+        Retry { limit: limits.size, seen: 0, next: 1 }
+    }
+
+    /// Whether to read `buf`, which holds what it held the last time and more.
+    pub fn is_due(&mut self, buf: &[u8]) -> bool {
+        let fresh = buf.get(self.seen..).unwrap_or_default();
+        let due = buf.len() >= self.next
+            || memchr::memchr_iter(b'\n', fresh).any(|at| {
+                let before = buf.get(..self.seen + at).unwrap_or_default();
+                before.ends_with(b"\n") || before.ends_with(b"\n\r")
+            });
+        self.seen = buf.len();
+        if due {
+            // At the limit it is too large, and that is the end of it.
+            self.next = buf.len().saturating_mul(2).min(self.limit.max(buf.len() + 1));
+        }
+        due
+    }
+}
+
 /// Reads a request head at the start of `buf`. One empty line before it is skipped (RFC 9112 2.2).
 ///
 /// Checked beyond the grammar: the Host field (RFC 9112 3.2) and that it agrees with the target.

@@ -32,8 +32,8 @@ pub use chunks::{Chunk, Chunks, LAST_CHUNK, LINE_MAX, TRAILERS_MAX, chunk_head, 
 pub use fields::{Fields, is_hop_by_hop};
 pub use framing::{Framing, content_length, keeps_alive, request_framing, response_framing};
 pub use head::{
-    FIELDS_MAX, HeadLimits, Method, Parsed, RequestHead, ResponseHead, Version, parse_request,
-    parse_response,
+    FIELDS_MAX, HeadLimits, Method, Parsed, RequestHead, ResponseHead, Retry, Version,
+    parse_request, parse_response,
 };
 pub use malformed::Malformed;
 pub use target::{Authority, Host, Scheme, Target, split_path};

@@ -12,9 +12,11 @@ use std::time::{Duration, Instant};
 
 use monoio::net::TcpStream;
 
-use super::tls::Tls;
+use super::tls::{RECEIVE, Tls};
 use super::{NetError, give_way};
-use crate::http::{HeadLimits, Parsed, RequestHead, ResponseHead, parse_request, parse_response};
+use crate::http::{
+    HeadLimits, Parsed, RequestHead, ResponseHead, Retry, parse_request, parse_response,
+};
 use crate::sys;
 
 /// Room made for the first read of a head.
@@ -117,7 +119,7 @@ impl Conn {
             }
             let step = {
                 let mut rx = self.rx.borrow_mut();
-                tls.borrow_mut().advance(self.socket(), &mut rx.buf)
+                tls.borrow_mut().advance(self.socket(), &mut rx.buf, RECEIVE)
             };
             match step {
                 Ok(0) => return Err(NetError::Closed),
@@ -127,6 +129,7 @@ impl Conn {
                 }
                 Err(error) => return Err(self.read_failed(error).await),
             }
+            self.take_turns().await;
         }
     }
 
@@ -178,33 +181,39 @@ impl Conn {
             return Ok(None);
         }
         let deadline = Instant::now() + whole;
-        self.head(deadline, "the request's head", |buf| parse_request(buf, limits)).await.map(Some)
+        let parse = |buf: &[u8]| parse_request(buf, limits);
+        self.head(deadline, "the request's head", Retry::new(limits), parse).await.map(Some)
     }
 
     /// Reads a response's head within the patience of this connection.
     pub async fn response_head(&self, limits: &HeadLimits) -> Result<ResponseHead, NetError> {
         let deadline = Instant::now() + self.patience.get();
-        self.head(deadline, "the answer", |buf| parse_response(buf, limits)).await
+        let parse = |buf: &[u8]| parse_response(buf, limits);
+        self.head(deadline, "the answer", Retry::new(limits), parse).await
     }
 
     async fn head<T>(
         &self,
         deadline: Instant,
         what: &'static str,
+        mut retry: Retry,
         parse: impl Fn(&[u8]) -> Result<Parsed<T>, crate::http::Malformed>,
     ) -> Result<T, NetError> {
+        let mut ended = false;
         loop {
-            if self.unused() > 0 {
-                let parsed = parse(self.rx.borrow().unused())?;
-                if let Parsed::Complete { head, len } = parsed {
-                    self.consume(len);
-                    return Ok(head);
-                }
+            let parsed = self.peek(|buf| {
+                let due = !buf.is_empty() && (retry.is_due(buf) || ended);
+                due.then(|| parse(buf))
+            });
+            if let Some(Parsed::Complete { head, len }) = parsed.transpose()? {
+                self.consume(len);
+                return Ok(head);
             }
-            let left = deadline.saturating_duration_since(Instant::now());
-            if self.more_within(left, what).await? == 0 {
+            if ended {
                 return Err(NetError::Closed);
             }
+            let left = deadline.saturating_duration_since(Instant::now());
+            ended = self.more_within(left, what).await? == 0;
         }
     }
 
@@ -241,8 +250,8 @@ impl Conn {
                 return Ok(len);
             }
         }
+        let (before, begun, limit) = (out.len(), Instant::now(), self.patience.get());
         loop {
-            let before = out.len();
             match self.receive(out, max) {
                 Ok(got) if got > max => {
                     self.rx.borrow_mut().buf.extend_from_slice(&out[before + max..]);
@@ -251,7 +260,7 @@ impl Conn {
                 }
                 Ok(got) => return Ok(got),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.readable(self.patience.get(), "the next byte").await?;
+                    self.until_readable(begun, limit, "the next byte").await?;
                 }
                 Err(error) => return Err(self.read_failed(error).await),
             }
@@ -362,6 +371,7 @@ impl Conn {
                     if self.io.readable(false).await.is_err() {
                         return;
                     }
+                    self.take_turns().await;
                 }
                 // An error here is an error of the next read, too.
                 Ok(_) | Err(_) => return,
@@ -371,20 +381,12 @@ impl Conn {
 
     async fn more_within(&self, limit: Duration, what: &'static str) -> Result<usize, NetError> {
         self.take_turns().await;
-        let mut left = limit;
         let begun = Instant::now();
         loop {
             match self.receive_more() {
                 Ok(got) => return Ok(got),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    match self.readable(left, what).await {
-                        Err(NetError::TimedOut { .. }) => {
-                            return Err(NetError::TimedOut { what, limit });
-                        }
-                        waited => waited?,
-                    }
-                    // TLS may have had news that brought no byte: that is no progress.
-                    left = limit.saturating_sub(begun.elapsed());
+                    self.until_readable(begun, limit, what).await?;
                 }
                 Err(error) => return Err(self.read_failed(error).await),
             }
@@ -419,11 +421,21 @@ impl Conn {
         }
     }
 
-    async fn readable(&self, limit: Duration, what: &'static str) -> Result<(), NetError> {
-        match monoio::time::timeout(limit, self.io.readable(false)).await {
-            Ok(result) => Ok(result?),
-            Err(_) => Err(NetError::TimedOut { what, limit }),
+    /// Waits until there may be more to read, `limit` from `begun` on: what TLS is told between two
+    /// bytes is no progress, and does not hold up others on this core.
+    async fn until_readable(
+        &self,
+        begun: Instant,
+        limit: Duration,
+        what: &'static str,
+    ) -> Result<(), NetError> {
+        let left = limit.saturating_sub(begun.elapsed());
+        match monoio::time::timeout(left, self.io.readable(false)).await {
+            Ok(result) if !left.is_zero() => result?,
+            _ => return Err(NetError::TimedOut { what, limit }),
         }
+        self.take_turns().await;
+        Ok(())
     }
 
     /// One try to read; appends what came, for TLS possibly more than `max`. 0 at the end.
@@ -439,7 +451,7 @@ impl Conn {
             }
             Some(tls) => {
                 let mut tls = tls.borrow_mut();
-                let got = tls.receive(self.socket(), out)?;
+                let got = tls.receive(self.socket(), out, RECEIVE)?;
                 (got, if tls.said_goodbye() { End::Clean } else { End::Cut })
             }
         };
@@ -471,14 +483,24 @@ mod tests {
 
     use super::*;
 
+    /// A peer, and the connection to it.
+    fn pair() -> (std::net::TcpStream, std::net::TcpStream, SocketAddr) {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let theirs = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (ours, peer) = listener.accept().unwrap();
+        (theirs, ours, peer)
+    }
+
+    fn block_on(test: impl Future<Output = ()>) {
+        let builder = monoio::RuntimeBuilder::<monoio::FusionDriver>::new().enable_timer();
+        builder.build().unwrap().block_on(test);
+    }
+
     #[test]
     fn a_peer_that_always_has_more_leaves_the_core_to_others_too() {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let mut theirs = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        let (ours, peer) = listener.accept().unwrap();
+        let (mut theirs, ours, peer) = pair();
         theirs.write_all(&[7; 64 * 1024]).unwrap();
-        let builder = monoio::RuntimeBuilder::<monoio::FusionDriver>::new().enable_timer();
-        builder.build().unwrap().block_on(async move {
+        block_on(async move {
             let io = TcpStream::from_std(ours).unwrap();
             let conn = Conn::plain(io, peer, Duration::from_secs(60));
             let ran = Rc::new(Cell::new(false));
@@ -492,6 +514,36 @@ mod tests {
             });
             monoio::spawn(async move { other.set(true) });
             reading.await;
+        });
+    }
+
+    #[test]
+    fn a_head_that_comes_byte_by_byte_is_read_a_few_times_only() {
+        let (mut theirs, ours, peer) = pair();
+        let long = "x".repeat(1500);
+        let text = format!("GET / HTTP/1.1\r\nHost: a\r\nX-Long: {long}\r\n\r\n");
+        block_on(async move {
+            let io = TcpStream::from_std(ours).unwrap();
+            let conn = Rc::new(Conn::plain(io, peer, Duration::from_secs(60)));
+            let (tries, reader) = (Rc::new(Cell::new(0)), Rc::clone(&conn));
+            let count = Rc::clone(&tries);
+            let reading = monoio::spawn(async move {
+                let limits = HeadLimits::default();
+                let parse = |buf: &[u8]| {
+                    count.set(count.get() + 1);
+                    parse_request(buf, &limits)
+                };
+                let deadline = Instant::now() + Duration::from_secs(60);
+                reader.head(deadline, "it", Retry::new(&limits), parse).await.map(drop)
+            });
+            for (sent, byte) in (1..).zip(text.bytes()) {
+                theirs.write_all(&[byte]).unwrap();
+                while sent < text.len() && conn.unused() < sent {
+                    monoio::time::sleep(Duration::from_micros(50)).await;
+                }
+            }
+            reading.await.unwrap();
+            assert!(tries.get() < 20, "{} times", tries.get());
         });
     }
 }

@@ -15,7 +15,7 @@ use super::pins::{Pinned, Verifier};
 use crate::sys;
 
 /// Ciphertext taken from the socket at a time.
-const RECEIVE: usize = 128 * 1024;
+pub(super) const RECEIVE: usize = 128 * 1024;
 
 thread_local! {
     /// Where ciphertext lands; used up before anything is awaited, so one a thread is enough.
@@ -65,29 +65,33 @@ impl Tls {
         self.session.write_tls(&mut Sink(socket))
     }
 
-    /// One try to read from the socket: appends plaintext to `out`, 0 at the end of the stream.
+    /// One try to read `max` bytes from the socket: appends plaintext to `out`, 0 at the end of the
+    /// stream.
+    ///
+    /// `WouldBlock` also where what came held no plaintext: a peer that sends tickets without end
+    /// must not keep the core.
     pub(super) fn receive(
         &mut self,
         socket: BorrowedFd<'_>,
         out: &mut Vec<u8>,
+        max: usize,
     ) -> io::Result<usize> {
+        if self.goodbye {
+            return Ok(0);
+        }
         let before = out.len();
-        loop {
-            if self.goodbye {
-                return Ok(out.len() - before);
-            }
-            let got = self.advance(socket, out)?;
-            if got == 0 || out.len() > before {
-                return Ok(out.len() - before);
-            }
-            // Only handshake messages or tickets; what they ask for leaves with the next write.
-            if self.session.wants_write() {
-                match self.session.write_tls(&mut Sink(socket)) {
-                    Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Err(error),
-                    _ => {}
-                }
+        let got = self.advance(socket, out, max)?;
+        if got == 0 || out.len() > before || self.goodbye {
+            return Ok(out.len() - before);
+        }
+        // What handshake messages ask for leaves with the next write, if it can't now.
+        if self.session.wants_write() {
+            match self.session.write_tls(&mut Sink(socket)) {
+                Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Err(error),
+                _ => {}
             }
         }
+        Err(io::ErrorKind::WouldBlock.into())
     }
 
     /// Takes in one read's worth of ciphertext, which need not hold any plaintext. Returns its
@@ -96,11 +100,12 @@ impl Tls {
         &mut self,
         socket: BorrowedFd<'_>,
         out: &mut Vec<u8>,
+        max: usize,
     ) -> io::Result<usize> {
         CIPHERTEXT.with_borrow_mut(|buf| {
             buf.clear();
-            buf.reserve(RECEIVE);
-            let got = sys::socket::recv(socket, buf, RECEIVE)?;
+            buf.reserve(max);
+            let got = sys::socket::recv(socket, buf, max)?;
             self.feed(buf, out).map_err(io::Error::other)?;
             Ok(got)
         })
@@ -112,6 +117,7 @@ impl Tls {
         mut cipher: &[u8],
         out: &mut Vec<u8>,
     ) -> Result<(), rustls::Error> {
+        let mut full = false;
         while !cipher.is_empty() {
             let taken = self.session.read_tls(&mut cipher);
             let state = self.session.process_new_packets()?;
@@ -123,9 +129,13 @@ impl Tls {
                 let got = self.session.reader().read(&mut out[start..]).unwrap_or(0);
                 out.truncate(start + got);
             }
-            if matches!(taken, Ok(0) | Err(_)) && plain == 0 {
+            match taken {
                 // After the closing alert nothing more is taken in.
-                break;
+                Ok(0) => break,
+                Ok(_) => full = false,
+                // What was processed since has made room, unless it is one message too large.
+                Err(_) if !full => full = true,
+                Err(error) => return Err(rustls::Error::General(error.to_string())),
             }
         }
         Ok(())
@@ -202,4 +212,61 @@ pub fn client_config(
     let mut client = builder.with_no_client_auth();
     client.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(TlsSetup { client: Arc::new(client), warnings })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, TcpStream};
+    use std::os::fd::AsFd;
+
+    use rustls::{ClientConnection, ServerConnection};
+
+    use super::*;
+    use crate::http::Host;
+    use crate::net::Ca;
+
+    #[test]
+    fn tickets_without_end_do_not_keep_the_core() {
+        let dir = tempfile::tempdir().unwrap();
+        let ca = Ca::open(dir.path()).unwrap();
+        let config = ca.server_config(&Host::parse("a.test").unwrap()).unwrap();
+        let mut config = Arc::unwrap_or_clone(config);
+        config.send_tls13_tickets = 100;
+        let client = client_config(&[ca.certificate_path().to_owned()]).unwrap().client;
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut theirs = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let ours = listener.accept().unwrap().0;
+        let server = std::thread::spawn(move || {
+            let mut session = ServerConnection::new(Arc::new(config)).unwrap();
+            while session.is_handshaking() {
+                session.complete_io(&mut theirs).unwrap();
+            }
+            session.writer().write_all(b"hello").unwrap();
+            while session.wants_write() {
+                session.write_tls(&mut theirs).unwrap();
+            }
+            theirs
+        });
+        let name = "a.test".try_into().unwrap();
+        let mut tls = Tls::new(ClientConnection::new(client, name).unwrap().into());
+        let mut out = Vec::new();
+        loop {
+            while tls.send(ours.as_fd()).unwrap() > 0 {}
+            if !tls.is_handshaking() {
+                break;
+            }
+            ours.peek(&mut [0]).unwrap();
+            tls.advance(ours.as_fd(), &mut out, RECEIVE).unwrap();
+        }
+        let _open = server.join().unwrap();
+        // All is there; a little is taken in at a time, and nothing is lost.
+        let mut tries = 0;
+        while let Err(error) = tls.receive(ours.as_fd(), &mut out, 1000) {
+            assert_eq!((error.kind(), out.len()), (io::ErrorKind::WouldBlock, 0), "{error}");
+            tries += 1;
+            assert!(ours.peek(&mut [0]).unwrap() > 0);
+        }
+        assert_eq!(out, b"hello");
+        assert!(tries > 10, "{tries}");
+    }
 }

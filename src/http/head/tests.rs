@@ -23,12 +23,17 @@ fn at_every_split<T: PartialEq + fmt::Debug>(
 ) -> Result<Parsed<T>, Malformed> {
     let whole = parse(bytes);
     let mut decided = None;
+    let mut retry = Retry::new(&limits());
     for end in 0..=bytes.len() {
         let part = parse(&bytes[..end]);
         let shown = String::from_utf8_lossy(&bytes[..end]);
+        let due = retry.is_due(&bytes[..end]);
         match (&decided, &part) {
             (None, Ok(Parsed::Incomplete)) => continue,
-            (None, Ok(Parsed::Complete { len, .. })) => assert_eq!(*len, end, "late: {shown:?}"),
+            (None, Ok(Parsed::Complete { len, .. })) => {
+                assert_eq!(*len, end, "late: {shown:?}");
+                assert!(due, "not read: {shown:?}");
+            }
             (None, Err(_)) => {}
             (Some(before), now) => assert_eq!(before, now, "another verdict: {shown:?}"),
         }
@@ -237,6 +242,26 @@ fn the_host_must_be_one_and_agree() {
     ] {
         assert_eq!(request(head), Err(error), "{head:?}");
     }
+}
+
+#[test]
+fn a_head_is_due_at_empty_lines_at_its_limit_and_seldom_else() {
+    let limits = HeadLimits::with_size(1000);
+    // A piece more or less makes no difference to where an empty line is found.
+    for text in ["a: b\r\n\r\n", "a: b\n\n", "a: b\n\r\n"] {
+        for filler in [100, 101, 102] {
+            let text = "x".repeat(filler) + text;
+            for cut in filler..text.len() {
+                let mut retry = Retry::new(&limits);
+                assert!(retry.is_due(&text.as_bytes()[..filler]));
+                assert!(!retry.is_due(&text.as_bytes()[..cut]), "{text:?} at {cut}");
+                assert!(retry.is_due(text.as_bytes()), "{text:?} from {cut}");
+            }
+        }
+    }
+    let mut retry = Retry::new(&limits);
+    let due: Vec<usize> = (1..=1000).filter(|len| retry.is_due(&vec![b'x'; *len])).collect();
+    assert_eq!(due, [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1000]);
 }
 
 #[test]
