@@ -246,6 +246,48 @@ fn clearing_leaves_a_running_fill_alone() {
 }
 
 #[test]
+fn what_is_only_announced_pushes_nothing_out() {
+    let setup = limited(100 * MEGA);
+    let proxy = setup.start();
+    let registry = Registry::https();
+    let stored = fresh_body(60 * MEGA);
+    let path = registry.blob("lab/img", &stored);
+    proxy.get(&registry.main, &path).assert_is(&stored);
+    let claimed = fresh_body(90 * MEGA);
+    let gate = Gate::new();
+    let claim = registry.gated_blob("lab/img", &claimed, MEGA, &gate);
+    let url = registry.main.url(&claim);
+    let mut client = proxy.client(&registry.main);
+    let mut transfer = client.begin(&url);
+    transfer.read_to(&mut client, MEGA / 2);
+    proxy.get(&registry.main, &path).assert_hit();
+    gate.open();
+    transfer.finish(&mut client).assert_is(&claimed);
+    proxy.wait_stat("evictions", 1);
+    assert_eq!(proxy.stat("current_size"), 90 * MEGA);
+}
+
+#[test]
+fn a_body_that_turns_out_larger_than_the_cache_is_delivered_and_no_fault() {
+    let setup = limited(5 * MEGA);
+    let proxy = setup.start();
+    let origin = Origin::http(names::REGISTRY);
+    let small = &blobs(&origin, 1)[0];
+    pull(&proxy, &origin, small);
+    let large = fresh_body(20 * MEGA);
+    let path = blob_path("lab/img", &large);
+    origin.get(&path, Answer::ok(&large).chunked().ranges());
+    proxy.get(&origin, &path).assert_is(&large);
+    wait_until("the part's end", || (on_disk(&setup) <= 5 * MEGA).then_some(()));
+    assert!(!setup.blob(&large.sha256()).exists());
+    assert_eq!(proxy.stat("errors"), 0);
+    proxy.wait_log(&["larger than cache.max_size"]);
+    let log = proxy.output();
+    assert!(!log.contains("caching fails"), "{log}");
+    assert!(!log.contains("broken off"), "{log}");
+}
+
+#[test]
 fn little_room_on_the_file_system_means_passing_through() {
     let setup = Setup::new().with(json!({ "cache": { "min_free": "900TB" } }));
     let proxy = setup.start();

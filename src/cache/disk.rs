@@ -43,6 +43,9 @@ const FORMAT: u32 = 1;
 /// A stored head larger than this is not ours; response heads are limited far below it.
 const META_MAX: u64 = 2 * 1024 * 1024;
 
+/// A `.meta` without its body is left alone until it is so much older than the scan.
+const ORPHAN_AGE: Duration = Duration::from_secs(1);
+
 /// The folders that hold entries, below the cache directory.
 const FOLDERS: [&str; 3] = ["blobs/sha256", "blobs/sha512", "urls/sha256"];
 
@@ -329,8 +332,10 @@ fn remove_orphan(meta: &Path, body: &str, begun: SystemTime) {
     if fs::exists(meta.with_file_name(body)).unwrap_or(true) {
         return;
     }
-    // A younger one belongs to a commit that is under way.
-    let old = fs::metadata(meta).and_then(|found| found.modified()).is_ok_and(|time| time < begun);
+    // A younger one may belong to a commit that is under way; file times lag behind the clock.
+    let old = fs::metadata(meta)
+        .and_then(|found| found.modified())
+        .is_ok_and(|time| time + ORPHAN_AGE < begun);
     if old {
         // Whatever keeps it from being removed keeps it from being served, too.
         let _ = fs::remove_file(meta);

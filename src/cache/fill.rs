@@ -9,11 +9,11 @@ use std::time::SystemTime;
 use super::entry::{Body, Entry, HELD_BACK, Phase};
 use super::index::Index;
 use super::janitor::Job;
-use super::{Cache, CacheError, Evicted, Failure, Inner, Reader, lock, now_ms};
+use super::{Cache, CacheError, Failure, Inner, Reader, lock, now_ms};
 use crate::key::{Digest, Hasher};
 use crate::stats::Stats;
 
-/// Room set aside at a time for a body whose length is not known.
+/// Room set aside at a time, as a body comes: what is only announced pushes nothing out.
 const GROWTH: u64 = 16 * 1024 * 1024;
 
 /// The sole right to fill a key. Dropped, those who wait look up again.
@@ -41,19 +41,20 @@ impl Lease {
     /// Begins to store a body of `len` bytes, where that is known, that must hash to `digest`,
     /// where one is given. `head` is handed back to readers as it is.
     ///
-    /// Where the file can't be made the lease is declined.
+    /// Room is set aside as the bytes come. Where the file can't be made, or nothing that could be
+    /// evicted would make room for the whole, the lease is declined.
     pub async fn begin(
         mut self,
         head: Vec<u8>,
         len: Option<u64>,
         digest: Option<Digest>,
     ) -> Result<(Fill, Reader), CacheError> {
-        let reserved = len.unwrap_or(GROWTH);
         let cache = self.cache.clone();
+        let most = len.unwrap_or(cache.inner.options.max_size);
         let mut room = Room { cache: cache.clone(), bytes: 0 };
-        let evicted = room.set_aside(reserved);
-        let owner = cache.clone();
-        let made = cache.help(move || make_part(owner, reserved, evicted)).await;
+        room.set_aside(most.min(GROWTH));
+        let (owner, need) = (cache.clone(), room.bytes);
+        let made = cache.help(move || make_part(owner, need, len)).await;
         let (file, part) = match made.and_then(|made| made) {
             Ok(made) => made,
             Err(error) => {
@@ -100,8 +101,7 @@ impl Drop for Lease {
 pub struct Committed {
     /// Bytes of the body.
     pub len: u64,
-    /// Whether it is kept: false for what was removed meanwhile, is larger than the whole cache, or
-    /// could not be given its name.
+    /// Whether it is kept: false for what was removed meanwhile or could not be given its name.
     pub kept: bool,
 }
 
@@ -147,11 +147,14 @@ impl Fill {
         if self.len.is_some_and(|len| end > len) {
             return Err(Failure::Length);
         }
-        self.set_room_aside(end);
+        if end > self.cache.inner.options.max_size {
+            return Err(Failure::Storage(CacheError::TooLarge));
+        }
+        let more = self.set_room_aside(end);
         if let Some((_, hasher)) = &mut self.proof {
             hasher.update(&buf);
         }
-        let mut buf = self.write(buf).await.map_err(|error| {
+        let mut buf = self.write(buf, more).await.map_err(|error| {
             self.cache.inner.note(Err(&error));
             Failure::Storage(error)
         })?;
@@ -180,16 +183,13 @@ impl Fill {
         {
             return Err(self.fail(Failure::Digest));
         }
-        let fits = self.at <= self.cache.inner.options.max_size;
-        let kept = fits && !self.entry.is_doomed() && self.store().await;
+        let kept = !self.entry.is_doomed() && self.store().await;
         let inner = &self.cache.inner;
-        let evicted = {
+        {
             let mut index = inner.index();
             self.room.give_back(&mut index);
             index.end_fill(&self.entry);
-            index.shrink(inner.options.max_size)
-        };
-        drop(self.cache.evicted(evicted));
+        }
         if kept {
             self.part.named();
         }
@@ -214,10 +214,12 @@ impl Fill {
         why
     }
 
-    async fn store(&self) -> bool {
+    async fn store(&mut self) -> bool {
         let (inner, entry) = (Arc::clone(&self.cache.inner), Arc::clone(&self.entry));
-        let (body, part, len) = (Arc::clone(&self.body), self.part.path.clone(), self.at);
-        let stored = self.cache.help(move || store(&inner, &entry, &body, &part, len)).await;
+        let (body, part) = (Arc::clone(&self.body), self.part.path.clone());
+        let room = self.room.take();
+        let len = self.at;
+        let stored = self.cache.help(move || store(&inner, &entry, &body, &part, len, room)).await;
         match stored.and_then(|stored| stored) {
             Ok(kept) => {
                 self.cache.inner.note(Ok(()));
@@ -230,12 +232,16 @@ impl Fill {
         }
     }
 
-    /// Writes at the end; on a full disk once more, after making room. On a helper thread: a plain
-    /// file has no other way to be written that never blocks, and none of the ring's own closes it
-    /// reliably on every file system.
-    async fn write(&self, buf: Vec<u8>) -> Result<Vec<u8>, CacheError> {
+    /// Writes at the end, after making room for `more` bytes that were set aside; on a full disk
+    /// once more. On a helper thread: a plain file has no other way to be written that never
+    /// blocks, and none of the ring's own closes it reliably on every file system.
+    async fn write(&self, buf: Vec<u8>, more: u64) -> Result<Vec<u8>, CacheError> {
         let (inner, body, at) = (Arc::clone(&self.cache.inner), Arc::clone(&self.body), self.at);
         let write = move || {
+            if more > 0 {
+                inner.shrink();
+                inner.make_room(more)?;
+            }
             match body.file.write_all_at(&buf, at) {
                 Err(error) if is_full(&error) => {
                     inner.make_room(buf.len() as u64)?;
@@ -248,11 +254,16 @@ impl Fill {
         self.cache.help(write).await?
     }
 
-    fn set_room_aside(&mut self, end: u64) {
+    /// Sets aside what bytes up to `end` need beyond what is set aside; how much that is.
+    fn set_room_aside(&mut self, end: u64) -> u64 {
         let reserved = self.room.bytes;
-        if end > reserved {
-            drop(self.room.set_aside((end - reserved).max(GROWTH)));
+        if end <= reserved {
+            return 0;
         }
+        let most = self.len.unwrap_or(self.cache.inner.options.max_size);
+        let more = (most - reserved).min(GROWTH).max(end - reserved);
+        self.room.set_aside(more);
+        more
     }
 }
 
@@ -262,14 +273,15 @@ impl Drop for Fill {
     }
 }
 
-/// Gives the file its name and the index its entry, as one step. False where it was removed
-/// meanwhile.
+/// Gives the file its name and the index its entry, in place of what was set aside, as one step.
+/// False where it was removed meanwhile.
 fn store(
     inner: &Inner,
     entry: &Arc<Entry>,
     body: &Arc<Body>,
     part: &std::path::Path,
     len: u64,
+    mut room: Room,
 ) -> Result<bool, CacheError> {
     let _names = lock(&inner.names);
     if entry.is_doomed() {
@@ -279,23 +291,31 @@ fn store(
     inner.disk.commit(part, entry.key(), len, body.stored, &body.head)?;
     // Whoever finds it from here on finds it complete; this fill's own readers are told later.
     let stored = Entry::complete(entry.key().clone(), Arc::clone(body), len);
-    inner.index().insert(entry.key().clone(), len, now_ms(), Some(stored));
+    let mut index = inner.index();
+    room.give_back(&mut index);
+    index.insert(entry.key().clone(), len, now_ms(), Some(stored));
+    drop(index);
     Stats::add(&inner.stats.stores, 1);
     Ok(true)
 }
 
-/// Makes the file of a fill, and room for `need` bytes on the file system. What was evicted for it
-/// goes first, so that the directory is never larger than it may be.
+/// Makes the file of a fill that may become `len` bytes long, and room for its first `need`.
 fn make_part(
     cache: Cache,
     need: u64,
-    evicted: Evicted,
+    len: Option<u64>,
 ) -> Result<(std::fs::File, Part), CacheError> {
-    evicted.unlink();
-    let (file, path) = cache.inner.disk.create_part()?;
+    let inner = Arc::clone(&cache.inner);
+    if len.is_some_and(|len| len > inner.options.max_size) {
+        return Err(CacheError::TooLarge);
+    }
+    // First, for it makes the directories anew where they are gone.
+    let (file, path) = inner.disk.create_part()?;
     // Nobody else knows of the file yet: it goes with the error, or with whoever asked for it.
     let part = Part { cache, path, over: false };
-    part.cache.inner.make_room(need)?;
+    inner.has_room_for(len.unwrap_or(need))?;
+    inner.shrink();
+    inner.make_room(need)?;
     Ok((file, part))
 }
 
@@ -306,15 +326,14 @@ struct Room {
 }
 
 impl Room {
-    /// Sets more aside; what goes for it is the caller's to unlink.
-    fn set_aside(&mut self, more: u64) -> Evicted {
+    fn set_aside(&mut self, more: u64) {
         self.bytes = self.bytes.saturating_add(more);
-        let keys = {
-            let mut index = self.cache.inner.index();
-            index.reserve(more);
-            index.shrink(self.cache.inner.options.max_size)
-        };
-        self.cache.evicted(keys)
+        self.cache.inner.index().reserve(more);
+    }
+
+    /// All of it, for another owner.
+    fn take(&mut self) -> Room {
+        Room { cache: self.cache.clone(), bytes: std::mem::take(&mut self.bytes) }
     }
 
     fn give_back(&mut self, index: &mut Index) {

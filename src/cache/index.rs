@@ -199,9 +199,9 @@ impl Index {
         self.take(at).map(|node| node.size)
     }
 
-    /// Takes everything out.
-    pub(super) fn clear(&mut self) -> Vec<Key> {
-        let keys = self.nodes.drain(..).flatten().map(|node| node.key).collect();
+    /// Takes everything out: keys and sizes in bytes.
+    pub(super) fn clear(&mut self) -> Vec<(Key, u64)> {
+        let keys = self.nodes.drain(..).flatten().map(|node| (node.key, node.size)).collect();
         self.table.clear();
         self.vacant.clear();
         self.open.clear();

@@ -1,5 +1,6 @@
-//! The janitor: one thread that unlinks what was evicted and writes down last uses, so that no
-//! runtime thread waits for it. Its queue is bounded; where it is full, the sender does the work.
+//! The janitor: one thread that removes the files of fills that ended badly and writes down last
+//! uses, so that no runtime thread waits for it. Its queue is bounded; where it is full, the sender
+//! does the work.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -9,14 +10,11 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::{Inner, lock};
-use crate::key::Key;
 
 /// Jobs that may wait.
 const QUEUE_MAX: usize = 4096;
 
 pub(super) enum Job {
-    /// Remove an evicted entry's files.
-    Unlink(Key),
     /// Remove an unfinished fill's file.
     Part(PathBuf),
     /// Write last uses and end.
@@ -26,7 +24,6 @@ pub(super) enum Job {
 /// The sending end; clones share the thread.
 #[derive(Clone)]
 pub(super) struct Janitor {
-    inner: Arc<Inner>,
     queue: SyncSender<Job>,
     thread: Arc<Mutex<Option<JoinHandle<()>>>>,
 }
@@ -34,11 +31,10 @@ pub(super) struct Janitor {
 impl Janitor {
     pub(super) fn start(inner: Arc<Inner>, interval: Duration) -> io::Result<Janitor> {
         let (queue, jobs) = sync_channel(QUEUE_MAX);
-        let for_thread = Arc::clone(&inner);
         let thread = std::thread::Builder::new()
             .name("janitor".to_owned())
-            .spawn(move || run(&for_thread, &jobs, interval))?;
-        Ok(Janitor { inner, queue, thread: Arc::new(Mutex::new(Some(thread))) })
+            .spawn(move || run(&inner, &jobs, interval))?;
+        Ok(Janitor { queue, thread: Arc::new(Mutex::new(Some(thread))) })
     }
 
     pub(super) fn send(&self, job: Job) {
@@ -48,7 +44,7 @@ impl Janitor {
                 | std::sync::mpsc::TrySendError::Disconnected(job) => job,
             };
             // A part that stays is left to the next start.
-            let _ = carry_out(&self.inner, job);
+            let _ = carry_out(job);
         }
     }
 
@@ -70,7 +66,7 @@ fn run(inner: &Inner, jobs: &Receiver<Job>, interval: Duration) {
     loop {
         match jobs.recv_timeout(flush_at.saturating_duration_since(Instant::now())) {
             Ok(Job::Stop) | Err(RecvTimeoutError::Disconnected) => return flush(inner),
-            Ok(job) => stuck.extend(carry_out(inner, job)),
+            Ok(job) => stuck.extend(carry_out(job)),
             Err(RecvTimeoutError::Timeout) => {}
         }
         if Instant::now() >= flush_at {
@@ -82,9 +78,8 @@ fn run(inner: &Inner, jobs: &Receiver<Job>, interval: Duration) {
 }
 
 /// Gives back the part that can't be removed now.
-fn carry_out(inner: &Inner, job: Job) -> Option<PathBuf> {
+fn carry_out(job: Job) -> Option<PathBuf> {
     match job {
-        Job::Unlink(key) => inner.unlink(&key),
         Job::Part(path) => return Some(path).filter(|path| !is_gone(path)),
         Job::Stop => {}
     }

@@ -30,7 +30,7 @@ use self::entry::Entry;
 pub use self::entry::{Body, HELD_BACK};
 pub use self::fill::{Committed, Fill, Lease};
 use self::index::{Found, Index};
-use self::janitor::{Janitor, Job};
+use self::janitor::Janitor;
 pub use self::reader::{NoHead, Reader, Seen, Span};
 pub use self::verify::{Progress, Report, verify};
 use crate::key::{Algorithm, Hasher, Key};
@@ -64,6 +64,9 @@ pub enum CacheError {
     /// No room, even after everything that may go is gone.
     #[error("no room: the file system of the cache has less than cache.min_free left")]
     Full,
+    /// The body is larger than the whole cache may be.
+    #[error("the body is larger than cache.max_size")]
+    TooLarge,
     /// More work for the helper threads than they take.
     #[error("too many file operations under way")]
     Busy,
@@ -144,6 +147,9 @@ struct Inner {
     /// threads only.
     names: Mutex<()>,
     scanning: AtomicBool,
+    /// Whether files were removed since the start: then the scan looks whether what it saw is still
+    /// there.
+    removed: AtomicBool,
     /// Whether the last attempt to store failed.
     ailing: AtomicBool,
     stats: Arc<Stats>,
@@ -161,6 +167,7 @@ impl Cache {
             disk,
             names: Mutex::new(()),
             scanning: AtomicBool::new(true),
+            removed: AtomicBool::new(false),
             ailing: AtomicBool::new(false),
             stats,
             options,
@@ -177,14 +184,16 @@ impl Cache {
         for chunk in seen.chunks(256) {
             // The lock is given back between chunks, so that no lookup waits for the whole scan.
             let _names = lock(&self.inner.names);
+            let removed = self.inner.removed.load(Ordering::Acquire);
+            let is_there = |found: &&disk::Seen| !removed || self.inner.disk.has_body(&found.key);
+            let there: Vec<_> = chunk.iter().filter(is_there).collect();
             let mut index = self.inner.index();
-            for found in chunk {
+            for found in there {
                 index.insert_oldest(found.key.clone(), found.size, found.used_ms);
             }
         }
         self.inner.scanning.store(false, Ordering::Release);
-        let evicted = self.inner.index().shrink(self.inner.options.max_size);
-        drop(self.evicted(evicted));
+        self.inner.shrink();
         result.map(|()| seen.len())
     }
 
@@ -300,43 +309,12 @@ impl Cache {
         self.help(move || inner.load(&key)).await?
     }
 
-    /// What was taken out of the index; its files go when this is dropped.
-    fn evicted(&self, keys: Vec<Key>) -> Evicted {
-        Stats::add(&self.inner.stats.evictions, keys.len() as u64);
-        Evicted { cache: self.clone(), keys }
-    }
-
     /// Runs `work`, which blocks, on a helper thread.
     async fn help<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, CacheError> {
         monoio::spawn_blocking(work).await.map_err(|_| CacheError::Busy)
-    }
-}
-
-/// Entries that the index has forgotten and the disk has not: whoever holds this unlinks them, else
-/// the janitor does, so that work that is never done leaves no file behind.
-#[must_use]
-struct Evicted {
-    cache: Cache,
-    keys: Vec<Key>,
-}
-
-impl Evicted {
-    /// Unlinks them now; blocks.
-    fn unlink(mut self) {
-        for key in std::mem::take(&mut self.keys) {
-            self.cache.inner.unlink(&key);
-        }
-    }
-}
-
-impl Drop for Evicted {
-    fn drop(&mut self) {
-        for key in self.keys.drain(..) {
-            self.cache.janitor.send(Job::Unlink(key));
-        }
     }
 }
 
@@ -398,6 +376,8 @@ impl Inner {
                     tracing::info!("caching works again");
                 }
             }
+            // Nothing is wrong with the cache.
+            Err(CacheError::TooLarge) => {}
             Err(error) => {
                 Stats::add(&self.stats.errors, 1);
                 if !self.ailing.swap(true, Ordering::Relaxed) {
@@ -407,6 +387,29 @@ impl Inner {
         }
     }
 
+    /// Evicts until what is stored and set aside is within `max_size`.
+    fn shrink(&self) {
+        let evicted = self.index().shrink(self.options.max_size);
+        self.unlink_all(&evicted);
+    }
+
+    fn unlink_all(&self, evicted: &[Key]) {
+        Stats::add(&self.stats.evictions, evicted.len() as u64);
+        for key in evicted {
+            if let Err(error) = self.unlink(key) {
+                tracing::warn!(key = %key.hex(), %error, "evicted entry can't be removed");
+            }
+        }
+    }
+
+    /// Whether `need` bytes would fit beside `cache.min_free` if everything stored went. Nothing is
+    /// given up for what would not fit all the same.
+    fn has_room_for(&self, need: u64) -> Result<(), CacheError> {
+        let wanted = need.saturating_add(self.options.min_free);
+        let could_be = self.disk.free()?.saturating_add(self.index().stored());
+        if could_be >= wanted { Ok(()) } else { Err(CacheError::Full) }
+    }
+
     /// Evicts until the file system has `need` bytes beside `cache.min_free`.
     fn make_room(&self, need: u64) -> Result<(), CacheError> {
         let wanted = need.saturating_add(self.options.min_free);
@@ -414,18 +417,9 @@ impl Inner {
         if free >= wanted {
             return Ok(());
         }
-        let evicted = {
-            let mut index = self.index();
-            if index.stored() < wanted - free {
-                // Nothing is given up for what would not fit all the same.
-                return Err(CacheError::Full);
-            }
-            index.evict(wanted - free)
-        };
-        Stats::add(&self.stats.evictions, evicted.len() as u64);
-        for key in &evicted {
-            self.unlink(key);
-        }
+        self.has_room_for(need)?;
+        let evicted = self.index().evict(wanted - free);
+        self.unlink_all(&evicted);
         if self.disk.free()? >= wanted { Ok(()) } else { Err(CacheError::Full) }
     }
 
@@ -441,42 +435,71 @@ impl Inner {
             Some(size) => Some(size),
             None => self.disk.load(key).ok().map(|loaded| loaded.len),
         };
+        self.removed.store(true, Ordering::Release);
         self.disk.remove(key)?;
         Ok(there)
     }
 
     fn clear(&self) -> Result<Removed, CacheError> {
-        let _names = lock(&self.names);
-        let (keys, stored) = {
+        let names = lock(&self.names);
+        let keys = {
             let mut index = self.index();
             index.doom_fills();
-            let stored = index.stored();
-            (index.clear(), stored)
+            index.clear()
         };
-        let mut removed = Removed { count: keys.len(), freed: stored };
-        for key in &keys {
-            self.disk.remove(key)?;
-        }
+        let mut removal = Removal::default();
         if self.scanning.load(Ordering::Acquire) {
-            let mut rest = Vec::new();
-            self.disk.scan(|seen| rest.push(seen))?;
-            for seen in rest {
-                self.disk.remove(&seen.key)?;
-                removed.count += 1;
-                removed.freed += seen.size;
+            // The names stay locked, so that the scan finds what is gone to be gone.
+            self.removed.store(true, Ordering::Release);
+            self.disk
+                .scan(|seen| removal.note(&seen.key, seen.size, self.disk.remove(&seen.key)))?;
+        } else {
+            drop(names);
+            for (key, size) in keys {
+                removal.note(&key, size, self.unlink(&key));
             }
         }
-        Ok(removed)
+        removal.end()
     }
 
-    /// Unlinks an evicted entry's files, unless it has been stored again since.
-    fn unlink(&self, key: &Key) {
+    /// Unlinks the files of what was taken out of the index, unless it has been stored again
+    /// since.
+    fn unlink(&self, key: &Key) -> io::Result<()> {
         let _names = lock(&self.names);
         if self.index().contains(key) {
-            return;
+            return Ok(());
         }
-        if let Err(error) = self.disk.remove(key) {
-            tracing::warn!(key = %key.hex(), %error, "evicted entry can't be removed");
+        self.removed.store(true, Ordering::Release);
+        self.disk.remove(key)
+    }
+}
+
+/// What a removal of many came to. An entry that can't be removed keeps none of the others.
+#[derive(Default)]
+struct Removal {
+    count: usize,
+    freed: u64,
+    failed: Option<io::Error>,
+}
+
+impl Removal {
+    fn note(&mut self, key: &Key, size: u64, result: io::Result<()>) {
+        match result {
+            Ok(()) => {
+                self.count += 1;
+                self.freed += size;
+            }
+            Err(error) => {
+                tracing::warn!(key = %key.hex(), %error, "entry can't be removed");
+                self.failed.get_or_insert(error);
+            }
+        }
+    }
+
+    fn end(self) -> Result<Removed, CacheError> {
+        match self.failed {
+            Some(error) => Err(error.into()),
+            None => Ok(Removed { count: self.count, freed: self.freed }),
         }
     }
 }

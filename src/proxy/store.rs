@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::exchange::Request;
 use super::fetch::{FetchError, Fetched, Recipe};
 use super::{Worker, prove};
-use crate::cache::{Committed, Failure, Fill};
+use crate::cache::{CacheError, Committed, Failure, Fill};
 use crate::http::{Fields, ResponseHead, range};
 use crate::key::Digest;
 use crate::net::{BodyReader, NetError};
@@ -50,6 +50,9 @@ pub async fn store(
         }
         Ok(Committed { len, kept: false }) => {
             tracing::info!(%host, %path, size = len, "response delivered, not cached");
+        }
+        Err(Failure::Storage(why @ CacheError::TooLarge)) => {
+            tracing::info!(%host, %path, %why, "response not cached");
         }
         // The cache has said what is wrong, and counted it.
         Err(Failure::Storage(why)) => tracing::debug!(%host, %path, %why, "fill failed"),
