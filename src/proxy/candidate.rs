@@ -345,7 +345,9 @@ async fn pass_rest(
         tracing::warn!(%host, %path, %error, "delivery broken off");
         End::Broken
     };
-    let whole = end.is_none() || end == len;
+    // A range that begins beyond what is stored is like one far ahead: there is no whole to prove.
+    let begun = body.file.metadata().is_ok_and(|file| file.len() >= at);
+    let whole = begun && (end.is_none() || end == len);
     let digest = digest_of(worker, request);
     let etag = stored_etag(&body);
     let proof = match &digest {
