@@ -16,6 +16,7 @@ pub mod openssl;
 pub mod origin;
 pub mod proxy;
 pub mod registry;
+pub mod seccomp;
 pub mod seed;
 pub mod wire;
 

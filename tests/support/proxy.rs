@@ -14,7 +14,7 @@ use tempfile::TempDir;
 use super::certs::{Authority, Trust};
 use super::client::{Client, Payload, Response};
 use super::origin::Origin;
-use super::{DEADLINE, names, wait_until};
+use super::{DEADLINE, names, seccomp, wait_until};
 
 /// Variables the program reads, and those that would steer a client: no test inherits them.
 const VARIABLES: &[&str] = &[
@@ -37,6 +37,8 @@ pub struct Setup {
     dir: TempDir,
     config: Value,
     env: Vec<(String, String)>,
+    /// What calls of io_uring fail with, if they are to.
+    refused_io_uring: Option<i32>,
 }
 
 impl Default for Setup {
@@ -68,7 +70,7 @@ impl Setup {
             "upstream": { "connect_timeout": "5s", "read_timeout": "60s" },
             "limits": { "shutdown_grace": "20s" },
         });
-        Setup { dir, config, env: Vec::new() }
+        Setup { dir, config, env: Vec::new(), refused_io_uring: None }
     }
 
     /// Merges these keys into the configuration.
@@ -85,6 +87,12 @@ impl Setup {
     /// Starts the program with this variable.
     pub fn env(mut self, name: &str, value: &str) -> Setup {
         self.env.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Starts the program where every call of io_uring fails with this error.
+    pub fn without_io_uring(mut self, errno: i32) -> Setup {
+        self.refused_io_uring = Some(errno);
         self
     }
 
@@ -113,6 +121,10 @@ impl Setup {
         command.envs(self.env.iter().map(|(name, value)| (name, value)));
         command.current_dir(self.dir.path()).stdin(Stdio::null());
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        match self.refused_io_uring {
+            Some(errno) => seccomp::forbid_io_uring(&mut command, errno),
+            None => seccomp::heed_environment(&mut command),
+        }
         command
     }
 
