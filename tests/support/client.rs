@@ -149,25 +149,28 @@ impl Client {
 
     /// CONNECT to `authority`; the relayed stream, or the refusal.
     pub fn tunnel(proxy: SocketAddr, authority: &str) -> Result<TcpStream, Box<Response>> {
-        Client::tunnel_from(dial(proxy, None), authority)
+        Client::tunnel_from(dial(proxy, None), authority).expect("an answer to CONNECT")
     }
 
-    fn tunnel_from(mut tcp: TcpStream, authority: &str) -> Result<TcpStream, Box<Response>> {
+    fn tunnel_from(
+        mut tcp: TcpStream,
+        authority: &str,
+    ) -> io::Result<Result<TcpStream, Box<Response>>> {
         let request = format!("CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n\r\n");
-        tcp.write_all(request.as_bytes()).expect("sending CONNECT");
+        tcp.write_all(request.as_bytes())?;
         // Byte by byte: what a server says at once behind the head belongs to the tunnel.
         let mut text = Vec::new();
         while !text.ends_with(b"\r\n\r\n") {
             let mut byte = [0; 1];
-            tcp.read_exact(&mut byte).expect("the head of the answer to CONNECT");
+            tcp.read_exact(&mut byte)?;
             text.push(byte[0]);
         }
-        let head = Head::parse(&text).expect("a head");
+        let head = Head::parse(&text)?;
         if status(&head) == 200 {
-            return Ok(tcp);
+            return Ok(Ok(tcp));
         }
         let mut client = Client::over(tcp, false, authority);
-        Err(Box::new(client.rest("CONNECT", head)))
+        Ok(Err(Box::new(client.rest("CONNECT", head))))
     }
 
     /// CONNECT to `authority`, then TLS with this trust; requests go out in origin form.
@@ -182,7 +185,7 @@ impl Client {
 
     /// CONNECT and TLS over a fresh connection to the proxy.
     pub fn try_secure(tcp: TcpStream, authority: &str, trust: &Trust) -> io::Result<Client> {
-        let tcp = Client::tunnel_from(tcp, authority)
+        let tcp = Client::tunnel_from(tcp, authority)?
             .unwrap_or_else(|refusal| panic!("CONNECT {authority}: {refusal:?}"));
         let host = authority.rsplit_once(':').map_or(authority, |(host, _)| host);
         let stream = start_tls(tcp, host, trust)?;
@@ -206,7 +209,13 @@ impl Client {
         self.try_start(method, url, fields).expect("sending a head");
     }
 
-    fn try_start(&mut self, method: &str, url: &str, fields: &[(&str, &str)]) -> io::Result<()> {
+    /// As [`Client::start`]; that the server goes away is the caller's to judge.
+    pub fn try_start(
+        &mut self,
+        method: &str,
+        url: &str,
+        fields: &[(&str, &str)],
+    ) -> io::Result<()> {
         let (authority, path) = split_url(url);
         let authority = authority.unwrap_or(&self.authority);
         let target = if self.absolute { url } else { path };
@@ -219,6 +228,13 @@ impl Client {
         }
         head.push_str("\r\n");
         self.wire.send(head.as_bytes())
+    }
+
+    /// A GET and its answer; that the server goes away is the caller's to judge.
+    pub fn try_get(&mut self, url: &str) -> io::Result<Response> {
+        self.try_start("GET", url, &[])?;
+        let head = self.try_head()?.ok_or(io::ErrorKind::UnexpectedEof)?;
+        Ok(self.rest("GET", head))
     }
 
     /// One request and its answer.

@@ -48,15 +48,24 @@ pub struct Seeds {
 
 /// Seeds for about `short`, or for sixty times as long where the environment asks for that.
 pub fn seeds(name: &'static str, short: Duration) -> Seeds {
+    let time = if is_long() { short * 60 } else { short };
+    Seeds { name, next: first(name), done: 0, end: Instant::now() + time }
+}
+
+/// The first seed of a test, which is said: the one of the environment, or any.
+pub fn first(name: &str) -> u64 {
     let given = std::env::var("DISCOBOT_SEED").ok().filter(|seed| !seed.is_empty());
     let first = match given {
         Some(seed) => seed.parse().expect("DISCOBOT_SEED is a number"),
         None => RandomState::new().hash_one(name) >> 16,
     };
-    let long = std::env::var("DISCOBOT_LONG").is_ok_and(|value| value == "1");
     println!("{name}: DISCOBOT_SEED={first}");
-    let time = if long { short * 60 } else { short };
-    Seeds { name, next: first, done: 0, end: Instant::now() + time }
+    first
+}
+
+/// Whether the environment asks for the long form.
+pub fn is_long() -> bool {
+    std::env::var("DISCOBOT_LONG").is_ok_and(|value| value == "1")
 }
 
 impl Iterator for Seeds {
