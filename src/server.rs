@@ -27,7 +27,7 @@ use crate::cache::{self, Cache};
 use crate::config::{self, Config, ConfigError};
 use crate::http::HeadLimits;
 use crate::net::{Ca, CaError, Conn, DialOptions, Dialer, Either, Resolver, UpstreamTls, race};
-use crate::policy::Policy;
+use crate::policy::{Listeners, Policy};
 use crate::proxy::{self, Access, Asking, Drain, Limits, Worker, guarded};
 use crate::stats::Stats;
 use crate::sys;
@@ -432,7 +432,7 @@ fn worker(shared: &Shared, drain: &Rc<Drain>) -> Worker {
             max_redirects: config.limits.max_redirects,
             retries: config.upstream.retries,
         },
-        listeners: shared.listeners.clone(),
+        listeners: Listeners { bound: shared.listeners.clone() },
         pseudonym: Arc::clone(&shared.pseudonym),
         drain: Rc::clone(drain),
     }

@@ -268,7 +268,7 @@ fn an_upstream_that_is_down_or_unknown_is_said_so() {
     let proxy = setup.start();
     let digest = fresh_body(1).digest();
     let mut client = proxy.plain();
-    for host in [format!("{}:9", names::DEAD), "no-such-name.invalid".to_owned()] {
+    for host in [format!("{}:9009", names::DEAD), "no-such-name.invalid".to_owned()] {
         for path in [format!("/v2/lab/img/blobs/{digest}"), "/elsewhere".to_owned()] {
             let response = client.get(&format!("http://{host}{path}"));
             let message = response.assert_own_error(&[502, 503, 504]);

@@ -303,7 +303,7 @@ fn garbage_inside_an_intercepted_tunnel_harms_nobody() {
 fn a_tunnel_to_nowhere_is_refused_with_the_reason() {
     let setup = Setup::new();
     let proxy = setup.start();
-    for authority in [format!("{}:9", names::DEAD), "no-such-name.invalid:443".to_owned()] {
+    for authority in [format!("{}:9009", names::DEAD), "no-such-name.invalid:443".to_owned()] {
         let refusal = Client::tunnel(proxy.address(), &authority).expect_err("a refusal");
         refusal.assert_own_error(&[502, 503, 504]);
         assert!(refusal.reason.len() > "Bad Gateway".len(), "{}", refusal.reason);

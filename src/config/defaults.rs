@@ -56,6 +56,10 @@ const NEVER_A_REGISTRY: &[&str] = &[
     "ff00::/8",
 ];
 
+/// HTTPS, and where registries of one's own listen; none of the ports below 1024 behind which
+/// something else than HTTP is to be expected.
+const REGISTRY_PORTS: &[&str] = &["443", "5000", "8443", "1024-65535"];
+
 const REGISTRY_PATHS: &[&str] = &["^/v2/.*/blobs/sha256:.*", "^/v2/.*/manifests/sha256:.*"];
 
 /// Constants that parse; a test holds that none is lost.
@@ -75,6 +79,7 @@ impl Default for Proxy {
             workers: 0,
             allow_clients: constants(PRIVATE_NETWORKS),
             deny_destinations: constants(NEVER_A_REGISTRY),
+            connect_ports: constants(REGISTRY_PORTS),
         }
     }
 }
@@ -145,6 +150,7 @@ mod tests {
         let config = Config::default();
         assert_eq!(config.proxy.allow_clients.len(), PRIVATE_NETWORKS.len());
         assert_eq!(config.proxy.deny_destinations.len(), NEVER_A_REGISTRY.len());
+        assert_eq!(config.proxy.connect_ports.len(), REGISTRY_PORTS.len());
         assert_eq!(config.tls.intercept.len(), WELL_KNOWN_REGISTRIES.len());
         assert_eq!(config.tls.intercept.first().map(HostPattern::as_str), Some("docker.io"));
     }

@@ -17,6 +17,7 @@ mod error;
 mod parent;
 mod pattern;
 mod pin;
+mod ports;
 mod print;
 mod read;
 mod tree;
@@ -37,6 +38,7 @@ use error::Places;
 pub use parent::{Credentials, Direct, ParentProxy};
 pub use pattern::HostPattern;
 pub use pin::Pin;
+pub use ports::Ports;
 
 /// Where the configuration is looked for when nothing names a file.
 pub const DEFAULT_FILE: &str = "config.yaml";
@@ -122,6 +124,8 @@ pub struct Proxy {
     pub allow_clients: Vec<IpNet>,
     /// Networks no connection is made to.
     pub deny_destinations: Vec<IpNet>,
+    /// Ports that a CONNECT, a whole URL or a redirect may lead to; plain HTTP also to 80.
+    pub connect_ports: Vec<Ports>,
 }
 
 /// Key `tls`.

@@ -34,6 +34,7 @@ fn proxy(out: &mut Out, proxy: &Proxy) {
     out.bare("workers", proxy.workers);
     out.list("allow_clients", &proxy.allow_clients);
     out.list("deny_destinations", &proxy.deny_destinations);
+    out.list("connect_ports", &proxy.connect_ports);
 }
 
 fn tls(out: &mut Out, tls: &Tls) {

@@ -14,7 +14,7 @@ use super::pattern::{self, HostPattern};
 use super::tree::{self, Entry, Node, Value};
 use super::{
     Access, Allowlist, Cache, Config, DEFAULT_FILE, Format, HeaderField, HeaderRule, Ktls, Level,
-    Limits, Logging, PinRule, Proxy, Secret, Tls, Upstream, parent, pin, value,
+    Limits, Logging, PinRule, Proxy, Secret, Tls, Upstream, parent, pin, ports, value,
 };
 
 /// A configuration larger than this is some other file.
@@ -49,6 +49,7 @@ pub(super) const SECTIONS: &[(&str, &[&str])] = &[
             "workers",
             "allow_clients",
             "deny_destinations",
+            "connect_ports",
         ],
     ),
     ("tls", &["cert_dir", "intercept", "upstream_ca", "pins", "ktls"]),
@@ -220,7 +221,11 @@ fn proxy(out: &mut Proxy, key: &str, at: &At) -> Result<(), ConfigError> {
         }
         "workers" => out.workers = at.number(0..=WORKERS)?,
         "allow_clients" => out.allow_clients = at.list(At::net)?,
-        _ => out.deny_destinations = at.list(At::net)?,
+        "deny_destinations" => out.deny_destinations = at.list(At::net)?,
+        _ => {
+            out.connect_ports =
+                at.list(|at| at.parsed(ports::EXPECTED, |text| text.parse().ok()))?;
+        }
     }
     Ok(())
 }

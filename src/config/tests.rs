@@ -58,6 +58,7 @@ proxy:
   workers: 1024
   allow_clients: [10.1.2.3/8]
   deny_destinations: []
+  connect_ports: [443, 8000-9000]
 tls:
   cert_dir: /etc/certs
   intercept: ["*"]

@@ -9,7 +9,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
-use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -166,8 +166,14 @@ fn literal(host: &Host) -> Result<IpAddr, &str> {
     match host {
         Host::V4(address) => Ok(IpAddr::V4(*address)),
         Host::V6(address) => Ok(IpAddr::V6(*address)),
+        // Nobody's name servers say what these are (RFC 6761, section 6.3).
+        Host::Name(name) if is_loopback(name) => Ok(Ipv4Addr::LOCALHOST.into()),
         Host::Name(name) => Err(name),
     }
+}
+
+fn is_loopback(name: &str) -> bool {
+    name == "localhost" || name.ends_with(".localhost")
 }
 
 impl Shared {

@@ -9,8 +9,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use ipnet::IpNet;
 
 use super::{Policy, covers};
-use crate::config::{Config, HostPattern};
-use crate::http::Host;
+use crate::config::{Config, HostPattern, Ports};
+use crate::http::{Host, Scheme};
 
 /// What is not done for this client, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,7 +27,7 @@ impl Refusal {
     }
 }
 
-/// What the allowlist says about a host before its addresses are known.
+/// What the rules say about a destination before its addresses are known.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum HostVerdict {
     /// Any of its addresses may be dialled that `address_allowed` allows with `listed` true.
@@ -44,34 +44,30 @@ pub enum HostVerdict {
 pub struct Listeners {
     /// Proxy and admin listeners, with the ports they got.
     pub bound: Vec<SocketAddr>,
-    /// Every address of this machine.
-    pub machine: Vec<IpAddr>,
 }
 
 impl Listeners {
     /// Whether a connection to this address would end at a listener of the proxy's own.
-    pub fn include(&self, addr: SocketAddr) -> bool {
+    /// `is_here`: whether the machine has an address, which only the system knows.
+    pub fn include(&self, addr: SocketAddr, is_here: impl Fn(IpAddr) -> bool) -> bool {
         forms(addr.ip()).any(|ip| {
             self.bound.iter().filter(|own| own.port() == addr.port()).any(|own| {
                 match own.ip().to_canonical() {
-                    any if any.is_unspecified() => self.is_here(ip),
+                    any if any.is_unspecified() => {
+                        ip.is_loopback() || ip.is_unspecified() || is_here(ip)
+                    }
                     // Linux takes a connection to the unspecified address for one to loopback.
                     one => ip == one || (ip.is_unspecified() && one.is_loopback()),
                 }
             })
         })
     }
-
-    fn is_here(&self, ip: IpAddr) -> bool {
-        ip.is_loopback()
-            || ip.is_unspecified()
-            || self.machine.iter().any(|own| own.to_canonical() == ip)
-    }
 }
 
 pub(super) struct Rules {
     clients: Vec<IpNet>,
     denied: Vec<IpNet>,
+    ports: Vec<Ports>,
     allowlist: Option<Allowlist>,
 }
 
@@ -89,6 +85,7 @@ impl Rules {
         Rules {
             clients: config.proxy.allow_clients.clone(),
             denied: config.proxy.deny_destinations.clone(),
+            ports: config.proxy.connect_ports.clone(),
             allowlist,
         }
     }
@@ -100,8 +97,16 @@ impl Policy {
         within(&self.rules.access.clients, client)
     }
 
+    /// What the rules say about a host and port before its addresses are known.
+    pub fn destination_allowed(&self, scheme: Scheme, host: &Host, port: u16) -> HostVerdict {
+        match self.port_allowed(scheme, port) {
+            Ok(()) => self.host_allowed(host),
+            Err(refusal) => HostVerdict::Refused(refusal),
+        }
+    }
+
     /// What the allowlist says about this host.
-    pub fn host_allowed(&self, host: &Host) -> HostVerdict {
+    fn host_allowed(&self, host: &Host) -> HostVerdict {
         let Some(allowlist) = &self.rules.access.allowlist else { return HostVerdict::Allowed };
         if allowlist.domains.iter().any(|pattern| covers(pattern, host)) {
             return HostVerdict::Allowed;
@@ -117,6 +122,18 @@ impl Policy {
                 "{host} is not in the proxy's allowlist"
             ))),
         }
+    }
+
+    /// Whether requests of this scheme may go to this port; a CONNECT is one of `https`.
+    ///
+    /// # Errors
+    /// What to tell the client.
+    pub fn port_allowed(&self, scheme: Scheme, port: u16) -> Result<(), Refusal> {
+        let plain = scheme == Scheme::Http && port == scheme.default_port();
+        if plain || self.rules.access.ports.iter().any(|ports| ports.contain(port)) {
+            return Ok(());
+        }
+        Err(Refusal::new(format!("port {port} is not in proxy.connect_ports")))
     }
 
     /// Whether this host may be reached at this address. `listed`: the host is allowed by its
@@ -169,9 +186,12 @@ fn carried(ip: Ipv6Addr) -> Option<Ipv4Addr> {
         Some(Ipv4Addr::new(a, b, c, d))
     };
     match ip.segments() {
-        // Mapped and compatible (RFC 4291 2.5.5), NAT64 (RFC 6052 2.1), 6to4 (RFC 3056 2).
+        // Mapped and compatible (RFC 4291 2.5.5), translated (RFC 2765 2.1), NAT64 (RFC 6052 2.1)
+        // and its local prefix (RFC 8215), 6to4 (RFC 3056 2).
         [0, 0, 0, 0, 0, 0 | 0xffff, high, low] => quad(high, low),
+        [0, 0, 0, 0, 0xffff, 0, high, low] => quad(high, low),
         [0x64, 0xff9b, 0, 0, 0, 0, high, low] => quad(high, low),
+        [0x64, 0xff9b, 1, .., high, low] => quad(high, low),
         [0x2002, high, low, ..] => quad(high, low),
         _ => None,
     }
@@ -251,6 +271,9 @@ mod tests {
             "::127.0.0.1",
             "64:ff9b::127.0.0.1",
             "64:ff9b::a9fe:a9fe",
+            "64:ff9b:1::127.0.0.1",
+            "64:ff9b:1:2:3:4:a9fe:a9fe",
+            "::ffff:0:127.0.0.1",
             "2002:7f00:1::1",
             "2002:a9fe:a9fe:1:2:3:4:5",
         ] {
@@ -266,7 +289,8 @@ mod tests {
             "::ffff:8.8.8.8",
             "64:ff9b::8.8.8.8",
             "2002:808:808::1",
-            "64:ff9b:1::127.0.0.1",
+            "64:ff9b:1::8.8.8.8",
+            "64:ff9b:2::127.0.0.1",
             "fec0::1",
         ] {
             assert!(!denied(&default, addr), "{addr}");
@@ -323,13 +347,32 @@ mod tests {
     }
 
     #[test]
+    fn ports_go_by_the_rule_and_plain_http_has_its_own_beside() {
+        let allowed = |policy: &Policy, scheme, ports: &[u16]| {
+            ports.iter().all(|port| policy.port_allowed(scheme, *port).is_ok())
+        };
+        let refused = |policy: &Policy, scheme, ports: &[u16]| {
+            ports.iter().all(|port| policy.port_allowed(scheme, *port).is_err())
+        };
+        let default = policy("");
+        assert!(allowed(&default, Scheme::Https, &[443, 1024, 5000, 8443, 65_535]));
+        assert!(refused(&default, Scheme::Https, &[1, 22, 25, 80, 110, 442, 444, 1023]));
+        assert!(allowed(&default, Scheme::Http, &[80, 443, 5000]));
+        assert!(refused(&default, Scheme::Http, &[22, 25, 81]));
+        let none = policy("proxy: {connect_ports: []}");
+        assert!(refused(&none, Scheme::Https, &[443, 5000]) && allowed(&none, Scheme::Http, &[80]));
+        let refusal = default.port_allowed(Scheme::Https, 25).unwrap_err();
+        assert_eq!(refusal.message, "port 25 is not in proxy.connect_ports");
+    }
+
+    #[test]
     fn the_proxys_own_listeners_are_known() {
         let addr = |text: &str| text.parse::<SocketAddr>().unwrap();
         let listeners = Listeners {
             bound: vec![addr("0.0.0.0:17080"), addr("127.0.0.1:17081"), addr("[::]:17082")],
-            machine: vec![ip("192.0.2.7"), ip("2001:db8::7")],
         };
-        let denied = |own: &str| listeners.include(addr(own));
+        let here = |own: IpAddr| [ip("192.0.2.7"), ip("2001:db8::7")].contains(&own);
+        let denied = |own: &str| listeners.include(addr(own), here);
         for own in [
             "127.0.0.1:17080",
             "127.9.9.9:17080",

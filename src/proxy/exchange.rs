@@ -149,7 +149,7 @@ pub async fn exchange(worker: &Rc<Worker>, client: &Client, head: RequestHead) -
         let answer = Answer::new(508, "LOOP", "this request came through this proxy already");
         return refuse(answer).await;
     }
-    let listed = match worker.policy.host_allowed(&url.host) {
+    let listed = match worker.policy.destination_allowed(url.scheme, &url.host, url.port) {
         HostVerdict::Allowed => true,
         HostVerdict::ByAddress => false,
         HostVerdict::Refused(Refusal { code, message }) => {

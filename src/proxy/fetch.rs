@@ -260,6 +260,10 @@ pub async fn connect(
         // The peer of a connection through a parent is the parent.
         if behind_parent { Ok(()) } else { worker.permit(&url.host, address, listed) }
     };
+    if behind_parent && url.scheme == Scheme::Http {
+        // The parent looks the name up for each request, whichever connection it comes on.
+        worker.judge(&url.host, url.port, listed, false).await?;
+    }
     if let Some(conn) = worker.dialer.reuse(&url.origin(), age, &permit) {
         return Ok((conn, true));
     }

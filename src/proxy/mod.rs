@@ -31,7 +31,7 @@ pub use self::prove::{Access, Asking};
 pub use self::session::serve;
 use self::url::Url;
 use crate::cache::Cache;
-use crate::http::{HeadLimits, Host};
+use crate::http::{HeadLimits, Host, Scheme};
 use crate::net::{Ca, Conn, Dialer, NetError, Parent, Resolver};
 use crate::policy::{Listeners, Policy};
 use crate::stats::Stats;
@@ -79,7 +79,7 @@ pub struct Worker {
     /// The limits.
     pub limits: Limits,
     /// Our own listeners: never a destination.
-    pub listeners: Vec<SocketAddr>,
+    pub listeners: Listeners,
     /// Our name in `Via`, by which a loop through ourselves is noticed.
     pub pseudonym: Arc<str>,
     /// Says when to stop.
@@ -93,10 +93,14 @@ impl Worker {
         self.policy
             .address_allowed(host, address, listed)
             .map_err(|refusal| Box::from(refusal.message))?;
-        if self.is_own_listener(address) {
-            return Err(format!("{address} is this proxy itself").into());
+        self.not_ourselves(address)
+    }
+
+    fn not_ourselves(&self, address: SocketAddr) -> Result<(), Box<str>> {
+        match self.is_own_listener(address) {
+            true => Err(format!("{address} is this proxy itself").into()),
+            false => Ok(()),
         }
-        Ok(())
     }
 
     /// The parent proxy on the way to `host`, if there is one.
@@ -115,30 +119,34 @@ impl Worker {
     /// A new connection that carries bytes to `host` and `port`.
     ///
     /// With a parent the destination's addresses are judged as far as they are known here: the
-    /// parent resolves the name itself. Its own address is the operator's choice and not judged.
+    /// parent resolves the name itself. Its own address is the operator's choice, and only not ours.
     async fn tunnel(&self, host: &Host, port: u16, listed: bool) -> Result<Conn, NetError> {
+        self.permit_port(Scheme::Https, port)?;
         let permit = |address: SocketAddr| self.permit(host, address, listed);
         let Some(parent) = self.parent(host) else {
             return self.dialer.tunnel(host, port, None, &permit).await;
         };
         self.judge(host, port, listed, false).await?;
-        self.dialer.tunnel(host, port, Some(&parent), &|_| Ok(())).await
+        self.dialer.tunnel(host, port, Some(&parent), &|at| self.not_ourselves(at)).await
     }
 
     /// A new connection for requests to `url`'s host. See [`Worker::tunnel`] for parents.
     async fn dial(&self, url: &Url, listed: bool) -> Result<Conn, NetError> {
+        self.permit_port(url.scheme, url.port)?;
         Stats::add(&self.stats.dialled, 1);
         let permit = |address: SocketAddr| self.permit(&url.host, address, listed);
         let Some(parent) = self.parent(&url.host) else {
             return self.dialer.dial(&url.origin(), None, &permit).await;
         };
         self.judge(&url.host, url.port, listed, false).await?;
-        self.dialer.dial(&url.origin(), Some(&parent), &|_| Ok(())).await
+        self.dialer.dial(&url.origin(), Some(&parent), &|at| self.not_ourselves(at)).await
     }
 
     /// Says whether `host` has an address that may be connected to, as far as that can be known
-    /// without connecting. A name that does not resolve here passes: stored entries are served all
-    /// the same, and a parent may know it.
+    /// without connecting; behind a parent, which takes the one it likes, all of them must be such.
+    ///
+    /// A name that does not resolve here passes: stored entries are served all the same, and a
+    /// parent may know it. Where the host is allowed by its address alone, a parent is not asked.
     ///
     /// `again`: whoever connects judges the address then, so that one known from before will do
     /// and nobody who asks for what is stored waits for a name.
@@ -151,23 +159,31 @@ impl Worker {
     ) -> Result<(), NetError> {
         let limit = JUDGE_MAX.min(self.limits.connect_timeout);
         let addresses = self.resolver.glance(host, limit, again).await;
+        let behind_parent = self.policy.parent(host).is_some();
+        if addresses.is_empty() && behind_parent && !listed {
+            let why = format!("{host} does not resolve here, and its name is not in the allowlist");
+            return Err(NetError::Denied(why.into()));
+        }
         let mut verdict = Ok(());
         for address in addresses {
             match self.permit(host, SocketAddr::new(address, port), listed) {
+                Ok(()) if behind_parent => {}
                 Ok(()) => return Ok(()),
+                Err(why) if behind_parent => return Err(NetError::Denied(why)),
                 Err(why) => verdict = Err(NetError::Denied(why)),
             }
         }
         verdict
     }
 
+    /// Whether requests of this scheme may go to this port.
+    fn permit_port(&self, scheme: Scheme, port: u16) -> Result<(), NetError> {
+        let allowed = self.policy.port_allowed(scheme, port);
+        allowed.map_err(|refusal| NetError::Denied(refusal.message.into()))
+    }
+
     fn is_own_listener(&self, address: SocketAddr) -> bool {
-        if !self.listeners.iter().any(|own| own.port() == address.port()) {
-            return false;
-        }
-        let own = address.ip().to_canonical();
-        let machine = if is_own_address(own) { vec![own] } else { Vec::new() };
-        Listeners { bound: self.listeners.clone(), machine }.include(address)
+        self.listeners.include(address, |ip| is_own_address(ip.to_canonical()))
     }
 }
 

@@ -28,11 +28,11 @@ pub async fn connect(worker: &Rc<Worker>, client: &Client, head: RequestHead) ->
         let answer = Answer::new(400, "MALFORMED", "CONNECT wants host:port");
         return refuse(worker, client, &answer).await;
     };
-    let listed = match worker.policy.host_allowed(&host) {
+    let listed = match worker.policy.destination_allowed(Scheme::Https, &host, port) {
         HostVerdict::Allowed => true,
         HostVerdict::ByAddress => false,
         HostVerdict::Refused(Refusal { code, message }) => {
-            tracing::info!(client = %client.ip(), %host, message, "refused");
+            tracing::info!(client = %client.ip(), %host, port, message, "refused");
             return refuse(worker, client, &Answer::new(403, code, message)).await;
         }
     };

@@ -149,10 +149,11 @@ impl Client {
 
     /// CONNECT to `authority`; the relayed stream, or the refusal.
     pub fn tunnel(proxy: SocketAddr, authority: &str) -> Result<TcpStream, Box<Response>> {
-        Client::tunnel_from(dial(proxy, None), authority).expect("an answer to CONNECT")
+        Client::tunnel_on(dial(proxy, None), authority).expect("an answer to CONNECT")
     }
 
-    fn tunnel_from(
+    /// As [`Client::tunnel`], over this connection.
+    pub fn tunnel_on(
         mut tcp: TcpStream,
         authority: &str,
     ) -> io::Result<Result<TcpStream, Box<Response>>> {
@@ -185,7 +186,7 @@ impl Client {
 
     /// CONNECT and TLS over a fresh connection to the proxy.
     pub fn try_secure(tcp: TcpStream, authority: &str, trust: &Trust) -> io::Result<Client> {
-        let tcp = Client::tunnel_from(tcp, authority)?
+        let tcp = Client::tunnel_on(tcp, authority)?
             .unwrap_or_else(|refusal| panic!("CONNECT {authority}: {refusal:?}"));
         let host = authority.rsplit_once(':').map_or(authority, |(host, _)| host);
         let stream = start_tls(tcp, host, trust)?;

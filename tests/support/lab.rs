@@ -92,7 +92,7 @@ impl Namespace {
 
     /// Runs `make` on a thread of its own inside; a socket stays in the namespace it was made in.
     #[allow(unsafe_code)]
-    fn inside<T: Send>(&self, make: impl FnOnce() -> T + Send) -> T {
+    pub fn inside<T: Send>(&self, make: impl FnOnce() -> T + Send) -> T {
         thread::scope(|scope| {
             let entered = scope.spawn(move || {
                 // SAFETY: setns takes an open descriptor and a flag, and changes this thread alone.
