@@ -283,7 +283,7 @@ fn store(
     len: u64,
     mut room: Room,
 ) -> Result<bool, CacheError> {
-    let _names = lock(&inner.names);
+    let names = lock(&inner.names);
     if entry.is_doomed() {
         return Ok(false);
     }
@@ -295,7 +295,10 @@ fn store(
     room.give_back(&mut index);
     index.insert(entry.key().clone(), len, now_ms(), Some(stored));
     drop(index);
+    drop(names);
     Stats::add(&inner.stats.stores, 1);
+    // Fills side by side may come to more than there is room for.
+    inner.shrink();
     Ok(true)
 }
 

@@ -13,7 +13,7 @@ use discobot_proxy::cache::{
 };
 use discobot_proxy::key::Key;
 
-use super::model::{Commit, State};
+use super::model::{Append, Commit, State};
 use super::world::{Loaded, Plant, Work, World};
 
 /// One word for each reason.
@@ -316,19 +316,23 @@ async fn pour(mut filler: Filler) {
         if leaves_at.is_some_and(|at| source.len() - rest.len() > at) {
             return;
         }
-        let fits = world.model.borrow_mut().append(id, piece.len() as u64);
+        let wanted = world.model.borrow_mut().append(id, piece.len() as u64);
         let Some(fill) = &mut filler.fill else { return };
-        let work = Rc::new(Work::Plain);
+        let work = Rc::new(if wanted == Append::Grows { Work::Grow } else { Work::Plain });
         let appended = world.doing(&work, fill.append(piece.to_vec())).await;
         match appended {
             Ok(_) => {
-                world.expect(fits, || format!("generation {id} took more than announced"));
+                let right = !matches!(wanted, Append::Fails(_));
+                world.expect(right, || format!("generation {id} took what is {wanted:?}"));
                 world.model.borrow_mut().appended(id, piece.len() as u64);
             }
             Err(why) => {
                 let word = word(&why);
-                let right = if fits { word == "storage" } else { word == "length" };
-                world.expect(right, || format!("an append failed: {why}"));
+                let right = match wanted {
+                    Append::Fails(wanted) => word == wanted,
+                    _ => word == "storage",
+                };
+                world.expect(right, || format!("an append failed: {why}, not {wanted:?}"));
                 if world.one_in(2) {
                     fill.fail(why);
                     filler.fill = None;

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use discobot_proxy::cache::HELD_BACK;
 
-/// Room set aside at a time for a body whose length is not known.
+/// Room set aside at a time, as a body comes.
 const GROWTH: u64 = 16 * 1024 * 1024;
 
 /// How far a generation is.
@@ -43,6 +43,8 @@ pub struct Generation {
     doomed: bool,
     file: File,
     reserved: u64,
+    /// Room that a commit took along to its helper thread.
+    handed_over: u64,
 }
 
 /// The file of a generation, until it has its final name.
@@ -57,6 +59,16 @@ struct Stored {
     key: usize,
     generation: usize,
     len: u64,
+}
+
+/// What an append ought to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Append {
+    Fails(&'static str),
+    /// Within what is set aside.
+    Fits,
+    /// Room is made for it first.
+    Grows,
 }
 
 /// What a commit ought to do.
@@ -153,6 +165,7 @@ impl Model {
             doomed: false,
             file: File::None,
             reserved: 0,
+            handed_over: 0,
         });
         self.current.insert(key, id);
         Ok(id)
@@ -171,14 +184,22 @@ impl Model {
         let generation = &mut self.generations[id];
         generation.source = source;
         generation.announced = announced;
-        generation.reserved = announced.unwrap_or(GROWTH);
+        generation.reserved = announced.unwrap_or(self.max_size).min(GROWTH);
         self.reserved += self.generations[id].reserved;
+    }
+
+    /// A helper thread makes the file, and room for its first bytes.
+    pub fn made(&mut self, id: usize) {
+        if self.generations[id].announced.is_some_and(|len| len > self.max_size) {
+            return;
+        }
+        self.generations[id].file = File::There;
         self.shrink();
     }
 
-    /// A helper thread makes the file.
-    pub fn made(&mut self, id: usize) {
-        self.generations[id].file = File::There;
+    /// A helper thread makes room for more bytes.
+    pub fn grown(&mut self) {
+        self.shrink();
     }
 
     /// Somebody removes all unfinished files.
@@ -195,20 +216,24 @@ impl Model {
         self.generations[id].state = State::Growing;
     }
 
-    /// Bytes come; false where they are too many.
-    pub fn append(&mut self, id: usize, count: u64) -> bool {
+    /// Bytes come.
+    pub fn append(&mut self, id: usize, count: u64) -> Append {
         let generation = &mut self.generations[id];
         let end = generation.at + count;
         if generation.announced.is_some_and(|len| end > len) {
-            return false;
+            return Append::Fails("length");
         }
-        if end > generation.reserved {
-            let more = (end - generation.reserved).max(GROWTH);
-            generation.reserved += more;
-            self.reserved += more;
-            self.shrink();
+        if end > self.max_size {
+            return Append::Fails("storage");
         }
-        true
+        if end <= generation.reserved {
+            return Append::Fits;
+        }
+        let most = generation.announced.unwrap_or(self.max_size);
+        let more = (most - generation.reserved).min(GROWTH).max(end - generation.reserved);
+        generation.reserved += more;
+        self.reserved += more;
+        Append::Grows
     }
 
     /// They are written.
@@ -220,7 +245,6 @@ impl Model {
     }
 
     pub fn commit(&mut self, id: usize) -> Commit {
-        let max_size = self.max_size;
         let generation = &self.generations[id];
         let body = &generation.source[..generation.at as usize];
         if generation.announced.is_some_and(|len| len != generation.at) {
@@ -229,9 +253,18 @@ impl Model {
         if self.truths[generation.key].as_ref().is_some_and(|truth| truth != body) {
             return Commit::Fails("digest");
         }
-        let passes = generation.doomed || generation.at > max_size;
-        self.generations[id].proven = true;
-        if passes { Commit::Passes } else { Commit::Stores }
+        let generation = &mut self.generations[id];
+        generation.proven = true;
+        if generation.doomed {
+            return Commit::Passes;
+        }
+        generation.handed_over = std::mem::take(&mut generation.reserved);
+        Commit::Stores
+    }
+
+    /// A helper thread is done with a commit, or refuses it: the room goes with the work.
+    pub fn let_go(&mut self, id: usize) {
+        self.reserved -= std::mem::take(&mut self.generations[id].handed_over);
     }
 
     /// A helper thread gives a committed fill its name, or finds that it can't.
@@ -246,6 +279,7 @@ impl Model {
             self.generations[id].file = File::None;
             self.stored.push(Stored { key, generation: id, len });
             self.stores += 1;
+            self.shrink();
         }
     }
 
@@ -253,7 +287,6 @@ impl Model {
     pub fn complete(&mut self, id: usize) {
         self.release(id);
         self.leave(id);
-        self.shrink();
         let generation = &mut self.generations[id];
         generation.state = State::Complete;
         generation.written = generation.at;

@@ -51,6 +51,8 @@ pub enum Work {
     Load(usize, Cell<Loaded>),
     /// Makes the file of a generation.
     Begin(usize),
+    /// Makes room for more bytes of a generation.
+    Grow,
     /// Names the file of a generation.
     Store(usize),
     /// Removes a key; afterwards the size that was freed.
@@ -291,8 +293,10 @@ impl World {
         if refused {
             // Whoever waits for it is told that it was cancelled.
             drop(job);
-            if let Work::Load(_, found) = work {
-                found.set(Loaded::Refused);
+            match work {
+                Work::Load(_, found) => found.set(Loaded::Refused),
+                Work::Store(generation) => self.model.borrow_mut().let_go(*generation),
+                _ => {}
             }
             return;
         }
@@ -315,7 +319,11 @@ impl World {
         match work {
             Work::Load(key, found) => found.set(Loaded::Found(model.stored(*key))),
             Work::Begin(generation) => model.made(*generation),
-            Work::Store(generation) => model.store(*generation),
+            Work::Grow => model.grown(),
+            Work::Store(generation) => {
+                model.let_go(*generation);
+                model.store(*generation);
+            }
             Work::Remove(key, freed) => freed.set(model.remove(*key)),
             Work::Clear(freed) => freed.set(model.clear()),
             Work::Plain => {}
