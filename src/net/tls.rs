@@ -232,7 +232,7 @@ mod tests {
         let config = ca.server_config(&Host::parse("a.test").unwrap()).unwrap();
         let mut config = Arc::unwrap_or_clone(config);
         config.send_tls13_tickets = 100;
-        let client = client_config(&[ca.certificate_path().to_owned()]).unwrap().client;
+        let client = client_config(&[ca.certificate_path().to_owned()], None).unwrap().client;
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let mut theirs = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let ours = listener.accept().unwrap().0;
