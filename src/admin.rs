@@ -13,13 +13,19 @@ use serde_json::{Map, Value, json};
 
 use crate::cache::Cache;
 use crate::http::{
-    Authority, Framing, HeadLimits, Host, Method, RequestHead, Target, Version, keeps_alive,
-    request_framing, split_path,
+    Authority, HeadLimits, Host, Malformed, Method, RequestHead, Scheme, Target, Version,
+    keeps_alive, request_framing, split_path,
 };
 use crate::key::{Digest, Key};
-use crate::net::{Conn, Either, NetError, race};
-use crate::proxy::{Drain, Reply};
+use crate::net::{BodyReader, Conn, Either, NetError, race};
+use crate::proxy::{Drain, Reply, linger};
 use crate::stats::Stats;
+
+/// Bytes of a request's body at most.
+const BODY_MAX: usize = 64 * 1024;
+
+/// Bytes of it read at a time.
+const BODY_READ: usize = 16 * 1024;
 
 /// What the admin listener needs.
 pub struct Admin {
@@ -55,27 +61,35 @@ impl Admin {
             let head = match race(next, self.drain.begun()).await {
                 Either::Left(Ok(Some(head))) => head,
                 Either::Left(Err(NetError::Malformed(error))) => {
-                    let answer = refusal(error.status(), "MALFORMED", &error.to_string());
-                    // The connection ends here either way.
-                    let _ = send(&conn, Version::Http11, false, true, &answer).await;
-                    break;
+                    if send(&conn, Version::Http11, false, true, &malformed(error)).await.is_ok() {
+                        break;
+                    }
+                    return;
                 }
-                Either::Left(_) | Either::Right(()) => break,
+                Either::Left(_) | Either::Right(()) => return conn.finish().await,
             };
-            // No request here has a body: one that has is answered, and its connection closed.
-            let plain = matches!(request_framing(&head), Ok(Framing::None | Framing::Length(0)));
-            let keep = plain && keeps_alive(head.version, &head.fields);
-            let answer = self.answer(&head).await;
+            // All of the request is read, and found in order, before anything is done.
+            let read = monoio::time::timeout(self.patience, read_body(&conn, &head)).await;
+            let (answer, keep) = match read {
+                Ok(Ok(())) => (self.answer(&head).await, keeps_alive(head.version, &head.fields)),
+                Ok(Err(Some(refusal))) => (refusal, false),
+                Ok(Err(None)) | Err(_) => return,
+            };
             let with_body = head.method != Method::HEAD;
-            if send(&conn, head.version, keep, with_body, &answer).await.is_err() || !keep {
+            if send(&conn, head.version, keep, with_body, &answer).await.is_err() {
+                return;
+            }
+            if !keep {
                 break;
             }
         }
-        conn.finish().await;
+        linger(&conn).await;
     }
 
     async fn answer(&self, head: &RequestHead) -> Answer {
-        let Target::Origin(target) = &head.target else {
+        let (Target::Origin(target) | Target::Absolute { scheme: Scheme::Http, path: target, .. }) =
+            &head.target
+        else {
             return refusal(400, "MALFORMED", "this is the admin port, not the proxy port");
         };
         if let Err(answer) = self.check_source(head) {
@@ -194,6 +208,30 @@ impl Admin {
             Err(error) => failure(&error),
         }
     }
+}
+
+/// Reads a request's body, which nothing here has a use for. The error is the refusal of one that
+/// is not in order, or nothing where the client has gone.
+async fn read_body(conn: &Conn, head: &RequestHead) -> Result<(), Option<Answer>> {
+    let mut body = BodyReader::new(request_framing(head).map_err(|error| Some(malformed(error)))?);
+    let mut buf = Vec::new();
+    let mut read = 0;
+    while !body.is_done() {
+        read += match body.read(conn, &mut buf, BODY_READ).await {
+            Ok(got) => got,
+            Err(NetError::Malformed(error)) => return Err(Some(malformed(error))),
+            Err(_) => return Err(None),
+        };
+        if read > BODY_MAX {
+            return Err(Some(refusal(413, "TOO_LARGE", "no request here has a body of that size")));
+        }
+        buf.clear();
+    }
+    Ok(())
+}
+
+fn malformed(error: Malformed) -> Answer {
+    refusal(error.status(), "MALFORMED", &error.to_string())
 }
 
 async fn send(

@@ -28,7 +28,7 @@ use std::time::Duration;
 pub use self::answer::Reply;
 pub use self::drain::{Drain, guarded};
 pub use self::prove::{Access, Asking};
-pub use self::session::serve;
+pub use self::session::{linger, serve};
 use self::url::Url;
 use crate::cache::Cache;
 use crate::http::{HeadLimits, Host, Scheme};

@@ -69,7 +69,7 @@ pub async fn serve(worker: Rc<Worker>, conn: Conn) {
                 answer.send(&client.conn, head.version, false, head.method != Method::HEAD).await
             };
             if sent.is_ok() {
-                linger(&client.conn, LINGER_TIME).await;
+                linger(&client.conn).await;
             }
         }
         return;
@@ -85,8 +85,8 @@ pub async fn run(worker: &Rc<Worker>, client: Client) {
     match end {
         End::Idle => client.conn.finish().await,
         // It may have sent more than the request all the same.
-        End::Answered => linger(&client.conn, LINGER_SILENCE).await,
-        End::Unread => linger(&client.conn, LINGER_TIME).await,
+        End::Answered => linger_within(&client.conn, LINGER_SILENCE).await,
+        End::Unread => linger(&client.conn).await,
         End::Broken => client.conn.abort(),
         End::Tunnel => {}
         End::Opened(fixed) => tunnel::open(worker, client, fixed).await,
@@ -137,9 +137,13 @@ async fn unreadable(worker: &Worker, client: &Client, error: &NetError) -> End {
     }
 }
 
-/// Ends our half of the stream and reads what the client is still sending, for `limit` at most: a
-/// close with unread bytes would reset the connection and could take the answer with it.
-async fn linger(conn: &Conn, limit: Duration) {
+/// Ends our half of the stream and reads what the client is still sending, up to a limit: a close
+/// with unread bytes would reset the connection and could take the answer with it.
+pub async fn linger(conn: &Conn) {
+    linger_within(conn, LINGER_TIME).await;
+}
+
+async fn linger_within(conn: &Conn, limit: Duration) {
     conn.finish().await;
     conn.set_patience(LINGER_SILENCE);
     let begun = Instant::now();
