@@ -188,8 +188,21 @@ impl Fields {
     /// Host and Content-Length are kept even when Connection names them: that would let a peer take
     /// the framing or the destination off a message behind the back of whoever judged it.
     pub fn strip_hop_by_hop(&mut self) {
-        let named: Vec<Box<str>> = self
-            .tokens("connection")
+        let named = self.named_by_connection();
+        self.strip(&named);
+    }
+
+    /// As [`strip_hop_by_hop`](Fields::strip_hop_by_hop), for the trailers of a message with this
+    /// head.
+    pub fn strip_hop_by_hop_of(&mut self, head: &Fields) {
+        if !self.is_empty() {
+            self.strip(&head.named_by_connection());
+        }
+    }
+
+    /// What Connection names beyond the well-known ones.
+    fn named_by_connection(&self) -> Vec<Box<str>> {
+        self.tokens("connection")
             .filter(|token| {
                 !is_hop_by_hop(token)
                     && !token.eq_ignore_ascii_case("close")
@@ -197,7 +210,10 @@ impl Fields {
                     && !token.eq_ignore_ascii_case("content-length")
             })
             .map(Box::from)
-            .collect();
+            .collect()
+    }
+
+    fn strip(&mut self, named: &[Box<str>]) {
         self.retain(|name, _| {
             !is_hop_by_hop(name) && !named.iter().any(|other| other.eq_ignore_ascii_case(name))
         });
@@ -285,12 +301,15 @@ impl Span {
     }
 }
 
-/// Fields that concern one connection only (RFC 9110 7.6.1, and those older specifications named).
+/// Fields that concern one connection only (RFC 9110 7.6.1 and 11.7.3, and those older
+/// specifications named).
 pub fn is_hop_by_hop(name: &str) -> bool {
-    const NAMES: [&str; 9] = [
+    const NAMES: [&str; 11] = [
         "connection",
+        "http2-settings",
         "keep-alive",
         "proxy-authenticate",
+        "proxy-authentication-info",
         "proxy-authorization",
         "proxy-connection",
         "te",

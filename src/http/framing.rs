@@ -43,12 +43,12 @@ pub fn response_framing(
     request_method: &Method,
     head: &ResponseHead,
 ) -> Result<Framing, Malformed> {
-    let tunnel = *request_method == Method::CONNECT && (200..300).contains(&head.status);
-    if tunnel || matches!(head.status, 100..200 | 204) {
+    if *request_method == Method::CONNECT && (200..300).contains(&head.status) {
+        // Its fields are to be ignored (RFC 9110 9.3.6).
         return Ok(Framing::None);
     }
     let framing = framing(head.version, &head.fields)?;
-    if *request_method == Method::HEAD || head.status == 304 {
+    if *request_method == Method::HEAD || matches!(head.status, 100..200 | 204 | 304) {
         return Ok(Framing::None);
     }
     Ok(framing.unwrap_or(Framing::UntilClose))
@@ -67,6 +67,14 @@ pub fn content_length(fields: &Fields) -> Result<Option<u64>, Malformed> {
         (Some(value), None) => number(value).map(Some).ok_or(Malformed::ContentLength),
         (Some(_), Some(_)) => Err(Malformed::ContentLength),
     }
+}
+
+/// Whether a status that has no body came with fields that announce one (RFC 9110 8.6, RFC 9112
+/// 6.1): a peer that sends them may well send the body, too.
+pub fn claims_a_body(head: &ResponseHead) -> bool {
+    matches!(head.status, 100..200 | 204)
+        && (head.fields.contains("transfer-encoding")
+            || head.fields.get("content-length").is_some_and(|len| number(len) != Some(0)))
 }
 
 /// Whether the sender means to keep the connection open after this message (RFC 9112 9.3).

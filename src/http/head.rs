@@ -20,6 +20,9 @@ use super::{Authority, Malformed, Target};
 /// The most field lines any [`HeadLimits`] can allow: tokens lie on the stack while a head is read.
 pub const FIELDS_MAX: usize = 256;
 
+/// The longest method. The longest one registered has 17 bytes.
+pub const METHOD_MAX: usize = 64;
+
 /// Versions of HTTP spoken on the wire (RFC 9110 2.5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Version {
@@ -79,7 +82,7 @@ impl Method {
     /// Reads a method.
     ///
     /// # Errors
-    /// When it is no token.
+    /// When it is no token, or longer than [`METHOD_MAX`].
     pub fn parse(text: &str) -> Result<Method, Malformed> {
         Ok(match text {
             "GET" => Method::GET,
@@ -91,8 +94,9 @@ impl Method {
             "CONNECT" => Method::CONNECT,
             "OPTIONS" => Method::OPTIONS,
             "TRACE" => Method::TRACE,
-            other if is_token(other.as_bytes()) => Method(Name::Other(other.into())),
-            _ => return Err(Malformed::Method),
+            other if !is_token(other.as_bytes()) => return Err(Malformed::Method),
+            other if other.len() > METHOD_MAX => return Err(Malformed::MethodTooLong),
+            other => Method(Name::Other(other.into())),
         })
     }
 

@@ -15,6 +15,9 @@ pub enum Malformed {
     /// RFC 9110 9.1: a method is a token.
     #[error("the method is not a token")]
     Method,
+    /// RFC 9112 3: longer than any method there is.
+    #[error("the method is too long")]
+    MethodTooLong,
     /// RFC 9112 3.2.
     #[error("the request target is not valid for this method")]
     Target,
@@ -66,6 +69,12 @@ pub enum Malformed {
     /// RFC 9110 9.3.6: what follows belongs to the tunnel.
     #[error("a CONNECT request has a body")]
     ConnectBody,
+    /// RFC 9110 15.2.2: a 101 to a request that has no Upgrade.
+    #[error("the answer switches to a protocol that nobody asked for")]
+    SwitchUnasked,
+    /// More 1xx answers than anybody has a use for.
+    #[error("there are too many interim answers")]
+    InterimsTooMany,
     /// RFC 9112 7.1.
     #[error("a chunk size line is not valid")]
     ChunkLine,
@@ -86,7 +95,7 @@ impl Malformed {
         match self {
             Malformed::TargetTooLong => 414,
             Malformed::HeadTooLarge | Malformed::TooManyFields | Malformed::TrailersTooLarge => 431,
-            Malformed::UnknownCoding => 501,
+            Malformed::UnknownCoding | Malformed::MethodTooLong => 501,
             Malformed::Version => 505,
             _ => 400,
         }

@@ -30,9 +30,11 @@ mod tests;
 
 pub use chunks::{Chunk, Chunks, LAST_CHUNK, LINE_MAX, TRAILERS_MAX, chunk_head, last_chunk};
 pub use fields::{Fields, is_hop_by_hop};
-pub use framing::{Framing, content_length, keeps_alive, request_framing, response_framing};
+pub use framing::{
+    Framing, claims_a_body, content_length, keeps_alive, request_framing, response_framing,
+};
 pub use head::{
-    FIELDS_MAX, HeadLimits, Method, Parsed, RequestHead, ResponseHead, Retry, Version,
+    FIELDS_MAX, HeadLimits, METHOD_MAX, Method, Parsed, RequestHead, ResponseHead, Retry, Version,
     parse_request, parse_response,
 };
 pub use malformed::Malformed;

@@ -29,6 +29,28 @@ impl BodyReader {
         BodyReader { rest, trailers: None }
     }
 
+    /// Looks at what of the body has come already, and takes nothing: broken framing is better
+    /// known before a head is sent on than after.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn glance(framing: Framing, conn: &Conn) -> Result<(), NetError> {
+        if framing != Framing::Chunked {
+            return Ok(());
+        }
+        let mut chunks = Chunks::new();
+        conn.peek(|mut buf| {
+            loop {
+                let taken = match chunks.step(buf)? {
+                    Chunk::Need | Chunk::End { .. } => return Ok(()),
+                    Chunk::Skip(taken) => taken,
+                    Chunk::Data { skip, len } => skip + len,
+                };
+                buf = buf.get(taken..).unwrap_or_default();
+            }
+        })
+    }
+
     /// Whether everything was read.
     pub fn is_done(&self) -> bool {
         matches!(self.rest, Rest::Nothing)

@@ -56,6 +56,8 @@ pub struct Parent {
     pub port: u16,
     /// What `Proxy-Authorization` is to say, if anything.
     pub authorization: Option<Box<str>>,
+    /// What `Via` is to say of the way so far in a CONNECT, ourselves included.
+    pub via: Box<str>,
 }
 
 /// How connections are made.
@@ -168,8 +170,11 @@ impl Dialer {
             Some(value) => format!("Proxy-Authorization: {value}\r\n"),
             None => String::new(),
         };
-        let head =
-            format!("CONNECT {host}:{port} HTTP/1.1\r\nHost: {host}:{port}\r\n{authorization}\r\n");
+        let head = format!(
+            "CONNECT {host}:{port} HTTP/1.1\r\nHost: {host}:{port}\r\nVia: {}\r\n\
+             {authorization}\r\n",
+            parent.via
+        );
         conn.write(head.as_bytes()).await?;
         let answer = conn.response_head(&HeadLimits::default()).await?;
         if answer.status / 100 != 2 {

@@ -34,6 +34,11 @@ impl Answer {
         Answer { status, code, message: message.into() }
     }
 
+    /// To a request that came through this proxy before.
+    pub fn looped() -> Answer {
+        Answer::new(508, "LOOP", "this request came through this proxy already")
+    }
+
     /// What to say about an upstream that failed: 504 for time-outs, 403 for what is not allowed,
     /// 503 where a retry makes sense, else 502.
     pub fn upstream(host: &str, error: &NetError) -> Answer {

@@ -17,7 +17,7 @@ use super::prove::{self, Gate, SOURCE};
 use super::session::{Client, End};
 use super::store::{resumed_at, store, strong_etag};
 use crate::cache::{Body, Failure, HELD_BACK, Lease, Lookup, NoHead, Reader, Seen};
-use crate::http::{FIELDS_MAX, Fields, Framing, HeadLimits, Parsed, parse_response};
+use crate::http::{FIELDS_MAX, Fields, Framing, HeadLimits, Parsed, Version, parse_response};
 use crate::key::{Digest, Key};
 use crate::net::BodyReader;
 use crate::policy::rights::RepositoryId;
@@ -305,8 +305,9 @@ async fn deliver(
     let seen = latest.as_ref().unwrap_or(seen);
     let part = Part::wanted(&request.head, stored, seen.len);
     let keep_alive = request.keep_alive;
-    let delivery =
-        Delivery { client, stats: &worker.stats, request: &request.head, keep_alive, source };
+    let via = &worker.via(Version::Http11);
+    let (stats, head) = (&worker.stats, &request.head);
+    let delivery = Delivery { client, stats, via, request: head, keep_alive, source };
     match delivery.send(reader, seen, stored, part).await {
         Ok(_) => request.go_on(keep_alive),
         Err(Undelivered::Ended(end)) => Err(end),
@@ -366,9 +367,7 @@ async fn pass_rest(
     };
     let mut from = BodyReader::new(fetched.framing);
     let left = end.map(|end| end - at);
-    Down { worker, client, request, chunked, skip, left, proof }
-        .copy(&fetched.conn, &mut from)
-        .await?;
+    Down { worker, client, request, chunked, skip, left, proof }.copy(&fetched, &mut from).await?;
     if from.is_done() {
         fetched.recycle(worker);
     }

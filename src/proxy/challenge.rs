@@ -6,7 +6,7 @@ use serde::Deserialize;
 use super::Worker;
 use super::fetch::Recipe;
 use super::url::Url;
-use crate::http::{Fields, Method};
+use crate::http::{Fields, Method, Version};
 use crate::net::BodyReader;
 
 /// Bytes of a token's answer at most.
@@ -72,8 +72,15 @@ pub async fn anonymous_token(
     challenge: &Challenge,
 ) -> Option<Option<String>> {
     let url = challenge.url(registry)?;
-    let (method, fields) = (Method::GET, Fields::new());
-    let recipe = Recipe { method, url, fields, listed: true, as_asked: false, anonymous: true };
+    let recipe = Recipe {
+        method: Method::GET,
+        received: Version::Http11,
+        url,
+        fields: Fields::new(),
+        listed: true,
+        as_asked: false,
+        anonymous: true,
+    };
     let fetched = recipe.fetch_first(worker).await.ok()?;
     if matches!(fetched.head.status, 401 | 403) {
         fetched.recycle(worker);

@@ -93,6 +93,8 @@ pub struct Delivery<'a> {
     pub client: &'a Client,
     /// Counters.
     pub stats: &'a Stats,
+    /// What `Via` says.
+    pub via: &'a str,
     /// The request.
     pub request: &'a RequestHead,
     /// Whether another request may follow.
@@ -241,6 +243,7 @@ impl Delivery<'_> {
             line(out, "X-Cache-Date", &date.to_string());
             line(out, "Age", &age.as_secs().to_string());
         }
+        line(out, "Via", self.via);
         let keep_alive = self.keep_alive && framing != Framing::UntilClose;
         out.extend_from_slice(connection(self.request.version, keep_alive).as_bytes());
         out.extend_from_slice(b"\r\n");

@@ -9,10 +9,13 @@ use super::fetch::Recipe;
 use super::session::{Client, End};
 use super::url::Url;
 use super::{Worker, candidate, pass};
-use crate::http::{Fields, Framing, Method, RequestHead, Target, keeps_alive, request_framing};
+use crate::http::{Framing, Method, RequestHead, Target, keeps_alive, request_framing};
 use crate::policy::rights::{RegistryPath, RepositoryId};
 use crate::policy::{self, Admission, Ask, HostVerdict, Refusal};
 use crate::stats::Stats;
+
+/// What may be asked of this proxy.
+const ALLOW: &str = "Allow: GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS, CONNECT\r\n";
 
 /// A request whose head has been read and found in order.
 #[derive(Clone)]
@@ -64,7 +67,8 @@ impl Request {
         let mut fields = self.head.fields.clone();
         policy::pass_request(&mut fields);
         let (method, url) = (self.head.method.clone(), self.url.clone());
-        Recipe { method, url, fields, listed: self.listed, as_asked: false, anonymous: false }
+        let (received, listed) = (self.head.version, self.listed);
+        Recipe { method, received, url, fields, listed, as_asked: false, anonymous: false }
     }
 
     /// Whether a body follows the head.
@@ -122,7 +126,11 @@ impl Request {
 }
 
 /// Answers one request. `Ok`: another may follow on this connection.
-pub async fn exchange(worker: &Rc<Worker>, client: &Client, head: RequestHead) -> Result<(), End> {
+pub async fn exchange(
+    worker: &Rc<Worker>,
+    client: &Client,
+    mut head: RequestHead,
+) -> Result<(), End> {
     let started = Instant::now();
     let keep_alive = keeps_alive(head.version, &head.fields);
     let framing = request_framing(&head);
@@ -137,6 +145,7 @@ pub async fn exchange(worker: &Rc<Worker>, client: &Client, head: RequestHead) -
     let framing = match framing {
         Ok(framing) => framing,
         Err(error) => {
+            tracing::info!(client = %client.ip(), %error, "malformed request");
             return refuse(Answer::new(error.status(), "MALFORMED", error.to_string())).await;
         }
     };
@@ -145,9 +154,13 @@ pub async fn exchange(worker: &Rc<Worker>, client: &Client, head: RequestHead) -
         Ok(Asked::Ourselves(path)) => return own_page(client, &head, &path, keep_alive).await,
         Err(answer) => return refuse(answer).await,
     };
-    if is_loop(worker, &head.fields) {
-        let answer = Answer::new(508, "LOOP", "this request came through this proxy already");
-        return refuse(answer).await;
+    if worker.is_loop(&head.fields) {
+        return refuse(Answer::looped()).await;
+    }
+    if let Some(status) = ends_here(&mut head) {
+        let reply = Reply { status, kind: "text/plain", body: b"", extra: ALLOW };
+        let sent = reply.send(&client.conn, version, false, with_body).await;
+        return Err(if sent.is_ok() { End::Unread } else { End::Broken });
     }
     let listed = match worker.policy.destination_allowed(url.scheme, &url.host, url.port) {
         HostVerdict::Allowed => true,
@@ -173,6 +186,28 @@ pub async fn exchange(worker: &Rc<Worker>, client: &Client, head: RequestHead) -
     }
 }
 
+/// What is answered in the place of upstream, where this is the last to get the request: a TRACE,
+/// since upstream would send back what our header rules put in, and an OPTIONS that says so (RFC
+/// 9110, section 7.6.2; one that may go on has a step less to go).
+fn ends_here(head: &mut RequestHead) -> Option<u16> {
+    if head.method == Method::TRACE {
+        return Some(405);
+    }
+    if head.method != Method::OPTIONS {
+        return None;
+    }
+    let steps = head.fields.get_str("max-forwards").and_then(|steps| steps.parse::<u64>().ok())?;
+    match steps.checked_sub(1) {
+        None => Some(200),
+        Some(left) => {
+            head.fields.remove("max-forwards");
+            // A name and a number of our own.
+            let _ = head.fields.push_number("Max-Forwards", left);
+            None
+        }
+    }
+}
+
 enum Asked {
     Url(Url),
     Ourselves(Box<str>),
@@ -191,6 +226,7 @@ fn target(client: &Client, head: &RequestHead) -> Result<Asked, Answer> {
             Ok(Asked::Url(Url { target: path.clone(), ..fixed.clone() }))
         }
         (Some(fixed), Target::Asterisk) => {
+            check_authority(fixed, head)?;
             Ok(Asked::Url(Url { target: "*".into(), ..fixed.clone() }))
         }
         (None, Target::Absolute { scheme, authority, path }) => {
@@ -211,15 +247,15 @@ fn check_authority(fixed: &Url, head: &RequestHead) -> Result<(), Answer> {
         Target::Absolute { scheme, .. } => scheme.default_port(),
         _ => fixed.port,
     });
-    if authority.host == fixed.host && port == fixed.port {
+    let scheme = match &head.target {
+        Target::Absolute { scheme, .. } => *scheme,
+        _ => fixed.scheme,
+    };
+    if authority.host == fixed.host && port == fixed.port && scheme == fixed.scheme {
         return Ok(());
     }
     let message = format!("the tunnel leads to {}, the request is for {authority}", fixed.origin());
     Err(Answer::new(421, "MISDIRECTED", message))
-}
-
-fn is_loop(worker: &Worker, fields: &Fields) -> bool {
-    fields.tokens("via").any(|via| via.split(' ').nth(1) == Some(&*worker.pseudonym))
 }
 
 async fn own_page(

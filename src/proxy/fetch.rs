@@ -10,7 +10,7 @@ use super::answer::Answer;
 use super::url::Url;
 use crate::http::{
     Authority, Fields, Framing, Malformed, Method, RequestHead, ResponseHead, Scheme, Target,
-    Version, keeps_alive, response_framing,
+    Version, claims_a_body, keeps_alive, response_framing,
 };
 use crate::net::{BodyReader, Conn, NetError, Origin};
 use crate::policy;
@@ -73,6 +73,8 @@ impl FetchError {
 pub struct Recipe {
     /// The method.
     pub method: Method,
+    /// The version in which the client asked.
+    pub received: Version,
     /// The URL the client asked for.
     pub url: Url,
     /// The client's end-to-end fields.
@@ -104,7 +106,9 @@ pub struct Fetched {
 impl Fetched {
     /// Hands the connection back for the next request, where this answer lets it.
     pub fn recycle(self, worker: &Worker) {
-        if keeps_alive(self.head.version, &self.head.fields) && self.framing != Framing::UntilClose
+        if keeps_alive(self.head.version, &self.head.fields)
+            && self.framing != Framing::UntilClose
+            && !claims_a_body(&self.head)
         {
             worker.dialer.keep(self.origin, self.conn);
         }
@@ -171,9 +175,9 @@ impl Recipe {
             fields.set("Range", format!("bytes={from}-"))?;
         }
         if self.anonymous || elsewhere {
-            return framed(worker, self.method.clone(), url, fields);
+            return framed(worker, self.received, self.method.clone(), url, fields);
         }
-        outgoing(worker, self.method.clone(), url, fields)
+        outgoing(worker, self.received, self.method.clone(), url, fields)
     }
 }
 
@@ -187,25 +191,28 @@ fn peer<E: Into<NetError>>(url: &Url) -> impl FnOnce(E) -> FetchError {
 }
 
 /// The head of a request to `url`: `Host` first, the host's header rule applied, `Via` added.
+/// `received`: the version of the request that it stands for.
 pub fn outgoing(
     worker: &Worker,
+    received: Version,
     method: Method,
     url: &Url,
     mut client: Fields,
 ) -> Result<RequestHead, Malformed> {
     worker.policy.apply_headers(&url.host, &mut client)?;
-    framed(worker, method, url, client)
+    framed(worker, received, method, url, client)
 }
 
 /// [`outgoing`] without the header rule.
 fn framed(
     worker: &Worker,
+    received: Version,
     method: Method,
     url: &Url,
     mut client: Fields,
 ) -> Result<RequestHead, Malformed> {
     client.remove("host");
-    client.push("Via", format!("1.1 {}", worker.pseudonym))?;
+    client.push("Via", worker.via(received))?;
     let mut fields = Fields::new();
     fields.push("Host", url.authority())?;
     let mut target = Target::Origin(url.target.clone());
@@ -290,7 +297,7 @@ async fn attempt(
                 return Ok(head);
             }
         }
-        Err(NetError::Closed)
+        Err(Malformed::InterimsTooMany.into())
     };
     match result.await {
         Ok(head) => Ok((conn, head)),
@@ -307,10 +314,10 @@ fn finish(
     (conn, head): (Conn, ResponseHead),
 ) -> Result<Fetched, NetError> {
     if head.status == 101 {
-        // Nothing was asked to be upgraded.
-        return Err(NetError::Closed);
+        return Err(Malformed::SwitchUnasked.into());
     }
     let framing = response_framing(&request.method, &head)?;
+    BodyReader::glance(framing, &conn)?;
     let (origin, url) = (url.origin(), url.clone());
     Ok(Fetched { conn, origin, url, head, framing, redirect: None })
 }

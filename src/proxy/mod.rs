@@ -31,7 +31,7 @@ pub use self::prove::{Access, Asking};
 pub use self::session::{linger, serve};
 use self::url::Url;
 use crate::cache::Cache;
-use crate::http::{HeadLimits, Host, Scheme};
+use crate::http::{Fields, HeadLimits, Host, Scheme, Version};
 use crate::net::{Ca, Conn, Dialer, NetError, Parent, Resolver};
 use crate::policy::{Listeners, Policy};
 use crate::stats::Stats;
@@ -87,6 +87,24 @@ pub struct Worker {
 }
 
 impl Worker {
+    /// What our own `Via` says of a message that came in this version (RFC 9110, section 7.6.3).
+    fn via(&self, received: Version) -> String {
+        let version = match received {
+            Version::Http10 => "1.0",
+            Version::Http11 => "1.1",
+        };
+        format!("{version} {}", self.pseudonym)
+    }
+
+    /// Whether a request has been through this proxy before.
+    fn is_loop(&self, fields: &Fields) -> bool {
+        fields.tokens("via").any(|via| {
+            via.split_ascii_whitespace()
+                .nth(1)
+                .is_some_and(|by| by.eq_ignore_ascii_case(&self.pseudonym))
+        })
+    }
+
     /// Whether `address`, that `host` resolved to, may be connected to. `listed`: only addresses of
     /// the allowlist. The error is a sentence for the client.
     fn permit(&self, host: &Host, address: SocketAddr, listed: bool) -> Result<(), Box<str>> {
@@ -113,17 +131,27 @@ impl Worker {
         };
         let authorization =
             parent.credentials.as_ref().map(|known| Box::from(known.basic().expose()));
-        Some(Parent { host, port: parent.port, authorization })
+        // A request inside a tunnel says itself where it has been before.
+        let via = self.via(Version::Http11).into();
+        Some(Parent { host, port: parent.port, authorization, via })
     }
 
-    /// A new connection that carries bytes to `host` and `port`.
+    /// A new connection that carries bytes to `host` and `port`. `way`: the `Via` of the CONNECT
+    /// that asked for it, with our own at its end.
     ///
     /// With a parent the destination's addresses are judged as far as they are known here: the
     /// parent resolves the name itself. Its own address is the operator's choice, and only not ours.
-    async fn tunnel(&self, host: &Host, port: u16, listed: bool) -> Result<Conn, NetError> {
+    async fn tunnel(
+        &self,
+        host: &Host,
+        port: u16,
+        listed: bool,
+        way: &str,
+    ) -> Result<Conn, NetError> {
         self.permit_port(Scheme::Https, port)?;
         let permit = |address: SocketAddr| self.permit(host, address, listed);
-        let Some(parent) = self.parent(host) else {
+        let parent = self.parent(host).map(|parent| Parent { via: way.into(), ..parent });
+        let Some(parent) = parent else {
             return self.dialer.tunnel(host, port, None, &permit).await;
         };
         self.judge(host, port, listed, false).await?;

@@ -11,7 +11,8 @@ use super::session::{Client, End};
 use super::{Worker, prove};
 use crate::cache::HELD_BACK;
 use crate::http::{
-    Framing, RequestHead, ResponseHead, Version, chunk_head, last_chunk, response_framing,
+    Fields, Framing, Malformed, RequestHead, ResponseHead, Version, chunk_head, last_chunk,
+    response_framing,
 };
 use crate::key::{Digest, Hasher};
 use crate::net::{BodyReader, Conn, Either, NetError, race, relay};
@@ -40,20 +41,27 @@ pub async fn pass(
             invalidate(worker, request, head.status).await;
             prove::note_answer(worker, request, head.status, &head.fields);
             if head.status == 101 && upgrade_of(request).is_none() {
-                return failed(worker, client, request, &NetError::Closed).await;
+                let error = Malformed::SwitchUnasked.into();
+                return failed(worker, client, request, &error).await;
             }
             if head.status == 101 {
                 return upgrade(worker, client, conn, &head).await;
             }
-            let framing = match response_framing(&request.head.method, &head) {
+            let framing = match framing(request, &conn, &head) {
                 Ok(framing) => framing,
-                Err(error) => return failed(worker, client, request, &error.into()).await,
+                Err(error) => return failed(worker, client, request, &error).await,
             };
             let (origin, url) = (request.url.origin(), request.url.clone());
             let fetched = Fetched { conn, origin, url, head, framing, redirect: None };
             answer(worker, client, request, fetched, sent_whole, None).await
         }
         Err(Fault::Client) => Err(End::Broken),
+        Err(Fault::Request(error)) => {
+            Stats::add(&worker.stats.refused, 1);
+            tracing::info!(client = %client.ip(), %error, "malformed request");
+            let answer = Answer::new(error.status(), "MALFORMED", error.to_string());
+            request.answer(client, &answer).await
+        }
         Err(Fault::Upstream(error)) => failed(worker, client, request, &error).await,
     }
 }
@@ -72,9 +80,17 @@ pub async fn relay_answer(
     answer(worker, client, request, fetched, true, proof).await
 }
 
+fn framing(request: &Request, conn: &Conn, head: &ResponseHead) -> Result<Framing, NetError> {
+    let framing = response_framing(&request.head.method, head)?;
+    BodyReader::glance(framing, conn)?;
+    Ok(framing)
+}
+
 /// Whose fault it was that there is no answer.
 enum Fault {
     Client,
+    /// The client is there, but what it sends is no body.
+    Request(Malformed),
     Upstream(NetError),
 }
 
@@ -86,11 +102,17 @@ struct Asked {
     sent_whole: bool,
 }
 
-/// The protocol that a client wants to go over to; with a body there is none.
+/// The protocol that a client wants to go over to; with a body there is none. Not HTTP/2: what is
+/// asked behind such a switch would go past every rule, and RFC 9113 has taken it back.
 fn upgrade_of(request: &Request) -> Option<&[u8]> {
     let fields = &request.head.fields;
-    let wanted = fields.has_token("connection", "upgrade") && !request.has_body();
-    fields.get("upgrade").filter(|_| wanted)
+    let wanted = fields.has_token("connection", "upgrade")
+        && !request.has_body()
+        && !fields.tokens("upgrade").any(|protocol| {
+            let name = protocol.split('/').next().unwrap_or_default();
+            name.eq_ignore_ascii_case("h2c") || name.eq_ignore_ascii_case("http")
+        });
+    fields.get("upgrade").filter(|_| wanted && fields.count("upgrade") == 1)
 }
 
 fn upstream_head(
@@ -107,7 +129,8 @@ fn upstream_head(
         fields.push("Connection", "Upgrade")?;
         fields.push("Upgrade", protocol)?;
     }
-    outgoing(worker, request.head.method.clone(), &request.url, fields)
+    let (method, received) = (request.head.method.clone(), request.head.version);
+    outgoing(worker, received, method, &request.url, fields)
 }
 
 async fn ask(
@@ -123,14 +146,15 @@ async fn ask(
     let (conn, reused) = connect(worker, url, listed, method).await.map_err(Fault::Upstream)?;
     let mut body = BodyReader::new(request.framing);
     let repeatable = reused && body.is_done() && method.is_idempotent();
-    match converse(worker, client, &conn, &bytes, &mut body).await {
+    match converse(worker, client, request, &conn, &bytes, &mut body).await {
         Ok((head, sent_whole)) => Ok(Asked { conn, head, sent_whole }),
         Err(Fault::Upstream(NetError::Closed | NetError::Io(_)))
             if repeatable && conn.unused() == 0 =>
         {
             // The server closed the idle connection as the request was on its way.
             let conn = worker.dial(url, listed).await.map_err(Fault::Upstream)?;
-            let (head, sent_whole) = converse(worker, client, &conn, &bytes, &mut body).await?;
+            let (head, sent_whole) =
+                converse(worker, client, request, &conn, &bytes, &mut body).await?;
             Ok(Asked { conn, head, sent_whole })
         }
         Err(fault) => Err(fault),
@@ -142,6 +166,7 @@ async fn ask(
 async fn converse(
     worker: &Worker,
     client: &Client,
+    request: &Request,
     upstream: &Conn,
     head: &[u8],
     body: &mut BodyReader,
@@ -150,7 +175,7 @@ async fn converse(
         return Err(Fault::Upstream(error));
     }
     let mut sent_whole = body.is_done();
-    let mut sending = pin!(send_body(&client.conn, upstream, body));
+    let mut sending = pin!(send_body(&client.conn, upstream, body, &request.head.fields));
     let mut broken = None;
     let mut interims = 0;
     loop {
@@ -158,9 +183,9 @@ async fn converse(
             match race(upstream.stirs(), sending.as_mut()).await {
                 Either::Left(()) => {}
                 Either::Right(Ok(())) => sent_whole = true,
-                Either::Right(Err(Fault::Client)) => return Err(Fault::Client),
                 // It may have said why before it closed.
                 Either::Right(Err(Fault::Upstream(error))) => broken = Some(error),
+                Either::Right(Err(fault)) => return Err(fault),
             }
         }
         let head = match upstream.response_head(&worker.limits.heads).await {
@@ -172,27 +197,46 @@ async fn converse(
         }
         interims += 1;
         if interims > INTERIM_MAX {
-            return Err(Fault::Upstream(NetError::Closed));
+            return Err(Fault::Upstream(Malformed::InterimsTooMany.into()));
         }
-        interim(client, head).await?;
+        interim(worker, client, head).await?;
     }
 }
 
 /// Passes a 1xx answer on (RFC 9110, section 15.2).
-async fn interim(client: &Client, mut head: ResponseHead) -> Result<(), Fault> {
-    policy::pass_response(&mut head.fields);
-    head.version = Version::Http11;
+async fn interim(worker: &Worker, client: &Client, mut head: ResponseHead) -> Result<(), Fault> {
+    forward(worker, &mut head);
     let mut bytes = Vec::new();
     head.write_to(&mut bytes);
     client.conn.write(&bytes).await.map_err(|_| Fault::Client)
 }
 
-async fn send_body(from: &Conn, to: &Conn, body: &mut BodyReader) -> Result<(), Fault> {
+/// Makes of upstream's head ours: what must not cross is off, `Via` says that it came through here.
+fn forward(worker: &Worker, head: &mut ResponseHead) {
+    policy::pass_response(&mut head.fields);
+    if matches!(head.status, 100..200 | 204) {
+        // There is no body, and a client that believes otherwise would read the next answer as one.
+        head.fields.remove("content-length");
+    }
+    // Both name and value are our own.
+    let _ = head.fields.push("Via", worker.via(head.version));
+    head.version = Version::Http11;
+}
+
+async fn send_body(
+    from: &Conn,
+    to: &Conn,
+    body: &mut BodyReader,
+    head: &Fields,
+) -> Result<(), Fault> {
     let chunked = body.remaining().is_none();
     let mut buf = Vec::new();
     while !body.is_done() {
         buf.reserve(CHUNK);
-        let got = body.read(from, &mut buf, CHUNK).await.map_err(|_| Fault::Client)?;
+        let got = body.read(from, &mut buf, CHUNK).await.map_err(|error| match error {
+            NetError::Malformed(error) => Fault::Request(error),
+            _ => Fault::Client,
+        })?;
         if got > 0 {
             write_piece(to, &buf, chunked).await.map_err(Fault::Upstream)?;
         }
@@ -200,10 +244,17 @@ async fn send_body(from: &Conn, to: &Conn, body: &mut BodyReader) -> Result<(), 
     }
     if chunked {
         let mut end = Vec::new();
-        last_chunk(&body.take_trailers().unwrap_or_default(), &mut end);
+        last_chunk(&trailers(body, head), &mut end);
         to.write(&end).await.map_err(Fault::Upstream)?;
     }
     Ok(())
+}
+
+/// The trailers that cross, of a body whose message has this head.
+fn trailers(body: &mut BodyReader, head: &Fields) -> Fields {
+    let mut trailers = body.take_trailers().unwrap_or_default();
+    trailers.strip_hop_by_hop_of(head);
+    trailers
 }
 
 async fn write_piece(to: &Conn, piece: &[u8], chunked: bool) -> Result<(), NetError> {
@@ -232,11 +283,9 @@ async fn answer(
     };
     let keep = request.keep_alive && sent_whole && framing != Framing::UntilClose;
     let mut head = fetched.head.clone();
-    policy::pass_response(&mut head.fields);
-    head.version = Version::Http11;
-    // Both names and values are our own.
-    let _ = head.fields.push("Via", format!("1.1 {}", worker.pseudonym));
+    forward(worker, &mut head);
     if chunked {
+        // Both name and value are our own.
         let _ = head.fields.push("Transfer-Encoding", "chunked");
     }
     let mut bytes = Vec::new();
@@ -249,7 +298,7 @@ async fn answer(
     let more = fetched.conn.unused() > 0;
     client.conn.write_parts(&[&bytes], more).await.map_err(|_| End::Broken)?;
     let down = Down { worker, client, request, chunked, skip: 0, left: None, proof };
-    down.copy(&fetched.conn, &mut body).await?;
+    down.copy(&fetched, &mut body).await?;
     if sent_whole {
         fetched.recycle(worker);
     }
@@ -280,11 +329,11 @@ pub struct Down<'a> {
 
 impl Down<'_> {
     /// Copies the body to its end.
-    pub async fn copy(mut self, from: &Conn, body: &mut BodyReader) -> Result<(), End> {
+    pub async fn copy(mut self, from: &Fetched, body: &mut BodyReader) -> Result<(), End> {
         let mut buf = Vec::new();
         while !body.is_done() && self.left != Some(0) {
             buf.reserve(CHUNK);
-            let got = match body.read(from, &mut buf, CHUNK).await {
+            let got = match body.read(&from.conn, &mut buf, CHUNK).await {
                 Ok(got) => got as u64,
                 Err(error) => return Err(self.broken(&error)),
             };
@@ -314,7 +363,7 @@ impl Down<'_> {
         }
         if self.chunked {
             let mut end = Vec::new();
-            last_chunk(&body.take_trailers().unwrap_or_default(), &mut end);
+            last_chunk(&trailers(body, &from.head.fields), &mut end);
             self.client.conn.write(&end).await.map_err(|_| End::Broken)?;
         }
         Ok(())
@@ -390,7 +439,7 @@ async fn upgrade(
 ) -> Result<(), End> {
     let mut switched = head.clone();
     let protocol = head.fields.get("upgrade").map(<[u8]>::to_vec);
-    policy::pass_response(&mut switched.fields);
+    forward(worker, &mut switched);
     let _ = switched.fields.push("Connection", "Upgrade");
     if let Some(protocol) = protocol {
         let _ = switched.fields.push("Upgrade", protocol);

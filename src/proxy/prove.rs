@@ -216,7 +216,8 @@ impl<'a> Door<'a> {
     fn at(worker: &'a Rc<Worker>, access: &'a Access, request: &'a Request) -> Option<Door<'a>> {
         let mut fields = request.head.fields.clone();
         policy::pass_request(&mut fields);
-        let head = outgoing(worker, request.head.method.clone(), &request.url, fields).ok()?;
+        let (method, received) = (request.head.method.clone(), request.head.version);
+        let head = outgoing(worker, received, method, &request.url, fields).ok()?;
         let principal = Principal::new(&access.secret, &head.fields, request.url.query());
         Some(Door { worker, access, request, principal })
     }

@@ -6,7 +6,7 @@ use super::Worker;
 use super::answer::Answer;
 use super::session::{Client, End, run};
 use super::url::Url;
-use crate::http::{Authority, Host, RequestHead, Scheme, Target, request_framing};
+use crate::http::{Authority, Fields, Host, RequestHead, Scheme, Target, Version, request_framing};
 use crate::net::{NetError, relay};
 use crate::policy::{HostVerdict, Refusal};
 use crate::stats::Stats;
@@ -28,6 +28,9 @@ pub async fn connect(worker: &Rc<Worker>, client: &Client, head: RequestHead) ->
         let answer = Answer::new(400, "MALFORMED", "CONNECT wants host:port");
         return refuse(worker, client, &answer).await;
     };
+    if worker.is_loop(&head.fields) {
+        return refuse(worker, client, &Answer::looped()).await;
+    }
     let listed = match worker.policy.destination_allowed(Scheme::Https, &host, port) {
         HostVerdict::Allowed => true,
         HostVerdict::ByAddress => false,
@@ -44,7 +47,15 @@ pub async fn connect(worker: &Rc<Worker>, client: &Client, head: RequestHead) ->
         Stats::add(&worker.stats.intercepted, 1);
         return Err(End::Opened(Url { scheme: Scheme::Https, host, port, target: "/".into() }));
     }
-    relay_bytes(worker, client, &host, port, listed).await
+    let way = way(worker, &head.fields, head.version);
+    relay_bytes(worker, client, &host, port, listed, &way).await
+}
+
+/// What `Via` says of a CONNECT that goes on from here.
+fn way(worker: &Worker, fields: &Fields, received: Version) -> String {
+    let own = worker.via(received);
+    let before = fields.all("via").filter_map(|via| std::str::from_utf8(via).ok());
+    before.chain([own.as_str()]).collect::<Vec<_>>().join(", ")
 }
 
 async fn refuse(worker: &Worker, client: &Client, answer: &Answer) -> Result<(), End> {
@@ -61,8 +72,9 @@ async fn relay_bytes(
     host: &Host,
     port: u16,
     listed: bool,
+    way: &str,
 ) -> Result<(), End> {
-    let upstream = match worker.tunnel(host, port, listed).await {
+    let upstream = match worker.tunnel(host, port, listed, way).await {
         Ok(upstream) => upstream,
         Err(error) => {
             tracing::info!(client = %client.ip(), %host, port, %error, "tunnel failed");

@@ -15,6 +15,7 @@ pub mod names;
 pub mod openssl;
 pub mod origin;
 pub mod proxy;
+pub mod raw;
 pub mod registry;
 pub mod seccomp;
 pub mod seed;

@@ -109,6 +109,11 @@ fn responses_are_framed() {
             assert_eq!(response(&Method::HEAD, line, fields), Err(*error), "{line} {fields:?}");
         }
     }
+    for line in ["HTTP/1.1 204 No Content", "HTTP/1.1 304 Not Modified", "HTTP/1.1 103 Hints"] {
+        for (fields, error) in UNSOUND {
+            assert_eq!(response(&Method::GET, line, fields), Err(*error), "{line} {fields:?}");
+        }
+    }
     let line = "HTTP/1.1 502 Bad Gateway";
     let framing = response(&Method::CONNECT, line, "Content-Length: 5\r\n");
     assert_eq!(framing, Ok(Framing::Length(5)));
@@ -128,6 +133,27 @@ fn some_responses_have_no_body_whatever_they_say() {
             let framing = response(&method, line, fields);
             assert_eq!(framing, Ok(Framing::None), "{method} {line} {fields:?}");
         }
+    }
+}
+
+#[test]
+fn a_body_that_is_announced_where_there_is_none_is_noticed() {
+    for (line, lines, claimed) in [
+        ("HTTP/1.1 204 No Content", "", false),
+        ("HTTP/1.1 204 No Content", "Content-Length: 0\r\n", false),
+        ("HTTP/1.1 204 No Content", "Content-Length: 1\r\n", true),
+        ("HTTP/1.1 204 No Content", "Transfer-Encoding: chunked\r\n", true),
+        ("HTTP/1.1 103 Early Hints", "Content-Length: 1\r\n", true),
+        ("HTTP/1.1 304 Not Modified", "Content-Length: 1\r\n", false),
+        ("HTTP/1.1 200 OK", "Content-Length: 1\r\n", false),
+    ] {
+        let text = format!("{line}\r\n{lines}\r\n");
+        let Ok(Parsed::Complete { head, .. }) =
+            parse_response(text.as_bytes(), &HeadLimits::default())
+        else {
+            panic!("{text:?}");
+        };
+        assert_eq!(claims_a_body(&head), claimed, "{text:?}");
     }
 }
 

@@ -151,6 +151,7 @@ fn start_lines_that_are_refused() {
         ("CONNECT a:65536 HTTP/1.1\r\n", Host),
         ("CONNECT / HTTP/1.1\r\n", Host),
         ("CONNECT http://a:80 HTTP/1.1\r\n", Host),
+        (&format!("{} / HTTP/1.1\r\n", "G".repeat(METHOD_MAX + 1)), MethodTooLong),
         ("GET / HTTP/1.2\r\n", Version),
         ("GET / HTTP/0.9\r\n", Version),
         ("GET / HTTP/2.0\r\n", Version),
