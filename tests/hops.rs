@@ -294,7 +294,7 @@ fn join(one: TcpStream, other: TcpStream) -> io::Result<()> {
 /// Asks for something by every way there is; each must end in an error that names the loop.
 fn assert_loops_end(first: &Proxy, doors: &[&Door]) {
     let entered = |doors: &[&Door]| doors.iter().map(|door| door.entered()).collect::<Vec<_>>();
-    let dead = format!("{}:1", names::DEAD);
+    let dead = format!("{}:5000", names::DEAD);
     for path in ["/x", "/v2/lab/img/manifests/latest", &blob_path("lab/img", &fresh_body(10))] {
         let response = first.plain().get(&format!("http://{dead}{path}"));
         assert_eq!(response.status, 508, "{response:?}");

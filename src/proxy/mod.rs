@@ -140,7 +140,8 @@ impl Worker {
     /// that asked for it, with our own at its end.
     ///
     /// With a parent the destination's addresses are judged as far as they are known here: the
-    /// parent resolves the name itself. Its own address is the operator's choice, and only not ours.
+    /// parent resolves the name itself. Its own address is the operator's choice, and only not
+    /// ours.
     async fn tunnel(
         &self,
         host: &Host,
