@@ -56,6 +56,9 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// How often idle upstream connections are looked through.
 const SWEEP: Duration = Duration::from_secs(10);
 
+/// How often it is written down which repositories are public: what a killed process forgets.
+const SAVE: Duration = Duration::from_secs(5);
+
 /// Why the proxy does not start.
 #[derive(Debug, Error)]
 pub enum StartError {
@@ -385,6 +388,7 @@ async fn run(
         monoio::spawn(accept_clients(Rc::clone(&worker), listener, limits));
     }
     if let Some(listener) = admin {
+        monoio::spawn(save_now_and_then(shared.access.clone()));
         monoio::spawn(accept_admin(Rc::new(admin_of(shared, &drain, driver)), listener));
     }
     say(Ok(driver));
@@ -405,6 +409,16 @@ async fn run(
     let grace = shared.config.limits.shutdown_grace;
     if monoio::time::timeout(grace, all_gone).await.is_err() {
         tracing::warn!(connections = drain.open(), "limits.shutdown_grace is over");
+    }
+}
+
+/// What goes wrong is said at the end, when it is tried again.
+async fn save_now_and_then(access: Option<Arc<Access>>) {
+    let Some(access) = access else { return };
+    loop {
+        monoio::time::sleep(SAVE).await;
+        let access = Arc::clone(&access);
+        let _ = monoio::spawn_blocking(move || access.save()).await;
     }
 }
 

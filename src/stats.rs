@@ -72,6 +72,8 @@ counters! {
     intercepted,
     /// Questions to upstream whether somebody may have what is stored.
     questions,
+    /// Requests that waited for the answer to the same question of another.
+    questions_shared,
     /// Connections upstream.
     dialled,
     /// Bytes of bodies to clients.

@@ -84,6 +84,26 @@ fn a_cut_body_reaches_the_client_as_cut_and_is_not_stored() {
 }
 
 #[test]
+fn what_may_have_been_cut_unnoticed_is_not_stored() {
+    let setup = Setup::new().with(json!({ "cache": { "patterns": ["^/files/"] } }));
+    let proxy = setup.start();
+    let plain = Origin::http(names::SECOND);
+    let body = fresh_body(500_000);
+    plain.get("/files/cut", Answer::ok(&body).until_close().ends_at(200_000, Ending::Cut));
+    assert_eq!(proxy.get(&plain, "/files/cut").len, 200_000);
+    proxy.get(&plain, "/files/cut").assert_not_hit();
+    proxy.wait_log(&["/files/cut", "no-length"]);
+    // Under TLS the end is said.
+    let secure = Origin::https(names::REGISTRY);
+    secure.get("/files/whole", Answer::ok(&body).until_close());
+    proxy.get(&secure, "/files/whole").assert_is(&body);
+    proxy.get(&secure, "/files/whole").assert_hit();
+    secure.get("/files/cut", Answer::ok(&body).until_close().ends_at(200_000, Ending::Cut));
+    assert!(proxy.get(&secure, "/files/cut").whole.is_err());
+    proxy.get(&secure, "/files/cut").assert_not_hit();
+}
+
+#[test]
 fn chunked_and_close_delimited_bodies_are_stored_with_their_length() {
     let setup = Setup::new();
     let proxy = setup.start();

@@ -171,6 +171,82 @@ fn public_hits_make_no_request_at_all_also_after_a_restart() {
     proxy.stop();
     let proxy = setup.start();
     quiet(&proxy);
+    proxy.kill();
+    let proxy = setup.start();
+    quiet(&proxy);
+}
+
+#[test]
+fn a_killed_proxy_remembers_what_is_public() {
+    let setup = verifying();
+    let proxy = setup.start();
+    let origin = Origin::https(names::REGISTRY);
+    let body = fresh_body(100_000);
+    let path = public(&origin, &body);
+    ask(&proxy, &origin, &path, "Bearer one").assert_is(&body);
+    wait_until("the repository's place in the file", || {
+        let saved = std::fs::read_to_string(setup.path("cache/public")).unwrap_or_default();
+        (saved.lines().count() == 3).then_some(())
+    });
+    proxy.kill();
+    let proxy = setup.start();
+    let before = requests(&origin);
+    ask(&proxy, &origin, &path, "Bearer two").assert_hit();
+    assert_eq!(requests(&origin), before);
+}
+
+#[test]
+fn identical_questions_are_asked_once_and_share_what_became_of_it() {
+    const CLIENTS: usize = 8;
+    let setup = verifying().with(json!({ "proxy": { "workers": 1 } }));
+    let proxy = setup.start();
+    let origin = Origin::https(names::REGISTRY);
+    for (refused, status) in [(false, 503), (true, 401)] {
+        let body = fresh_body(100_000);
+        let path = private(&origin, "team/app", &body, MINE);
+        ask(&proxy, &origin, &path, MINE).assert_is(&body);
+        let gate = Gate::new();
+        let answer = match refused {
+            true => registry(Answer::status(401, "")).with("WWW-Authenticate", CHALLENGE),
+            false => Answer::raw("nonsense\r\n\r\n"),
+        };
+        origin.on("HEAD", &path, answer.gate_head(&gate));
+        let shared = proxy.stat("questions_shared") + CLIENTS as u64 - 1;
+        std::thread::scope(|scope| {
+            let clients: Vec<_> = (0..CLIENTS)
+                .map(|_| {
+                    let (proxy, origin, path) = (&proxy, &origin, &path);
+                    scope.spawn(move || ask(proxy, origin, path, OTHERS))
+                })
+                .collect();
+            proxy.wait_stat("questions_shared", shared);
+            gate.open();
+            for client in clients {
+                assert_eq!(client.join().expect("a client").status, status);
+            }
+        });
+        let asked = origin
+            .seen_at(&path)
+            .into_iter()
+            .filter(|seen| seen.method == "HEAD" && seen.field("Authorization") == Some(OTHERS));
+        assert_eq!(asked.count(), 1);
+    }
+}
+
+#[test]
+fn what_ails_a_registry_that_is_asked_reaches_the_client() {
+    let setup = verifying();
+    let proxy = setup.start();
+    let origin = Origin::https(names::REGISTRY);
+    let body = fresh_body(100_000);
+    let path = private(&origin, "team/app", &body, MINE);
+    ask(&proxy, &origin, &path, MINE).assert_is(&body);
+    let limited = || Answer::status(429, "slow down").with("Retry-After", "77");
+    origin.get(&path, limited());
+    origin.on("HEAD", &path, limited().bodiless());
+    let got = ask(&proxy, &origin, &path, OTHERS);
+    assert_eq!((got.status, got.field("Retry-After")), (429, Some("77")), "{got:?}");
+    ask(&proxy, &origin, &path, MINE).assert_hit();
 }
 
 #[test]

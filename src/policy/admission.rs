@@ -73,6 +73,8 @@ pub enum Reason {
     TooLarge,
     /// A Content-Encoding on what the digest names without one.
     Encoding,
+    /// Nothing says whether the body came to its end: neither a length nor a digest nor TLS.
+    NoLength,
 }
 
 impl Reason {
@@ -89,6 +91,7 @@ impl Reason {
             Reason::Vary => "vary",
             Reason::SetCookie => "set-cookie",
             Reason::Authorization => "authorization",
+            Reason::NoLength => "no-length",
             Reason::TooLarge => "too-large",
             Reason::Encoding => "encoding",
         }

@@ -17,11 +17,13 @@ use super::prove::{self, Gate, SOURCE};
 use super::session::{Client, End};
 use super::store::{resumed_at, store, strong_etag};
 use crate::cache::{Body, Failure, HELD_BACK, Lease, Lookup, NoHead, Reader, Seen};
-use crate::http::{FIELDS_MAX, Fields, Framing, HeadLimits, Parsed, Version, parse_response};
+use crate::http::{
+    FIELDS_MAX, Fields, Framing, HeadLimits, Parsed, Scheme, Version, parse_response,
+};
 use crate::key::{Digest, Key};
 use crate::net::BodyReader;
 use crate::policy::rights::RepositoryId;
-use crate::policy::{self, Admission};
+use crate::policy::{self, Admission, Reason};
 use crate::stats::{Outcome, Stats};
 
 /// Times a request looks up again because the fill it joined ended without a word.
@@ -238,8 +240,20 @@ async fn miss(
         Framing::Chunked | Framing::UntilClose => None,
     };
     let head = &fetched.head;
-    let admitted =
-        worker.policy.admit_answer(&request.ask(), digest.as_ref(), head.status, &head.fields, len);
+    // A cut connection and the end of such a body look alike (RFC 9112, section 8).
+    let endless = fetched.framing == Framing::UntilClose
+        && digest.is_none()
+        && fetched.url.scheme == Scheme::Http;
+    let admitted = match endless {
+        true => Err(Reason::NoLength),
+        false => worker.policy.admit_answer(
+            &request.ask(),
+            digest.as_ref(),
+            head.status,
+            &head.fields,
+            len,
+        ),
+    };
     if let Err(reason) = admitted {
         lease.decline();
         if request.head.fields.contains("range") && fetched.head.status == 200 {
@@ -466,12 +480,12 @@ async fn shut(
     gate: Gate,
 ) -> Result<(), End> {
     if gate == Gate::Unknown {
-        log_miss(worker, request, None, "private");
+        log_miss(worker, request, None, "unproven");
         let message = format!("{} can't be asked whether you may have this", request.url.host);
         let answer = Answer::new(503, "UPSTREAM_UNAVAILABLE", message);
         return request.answer(client, &answer).await;
     }
-    pass_miss(worker, client, request, "private").await
+    pass_miss(worker, client, request, "refused").await
 }
 
 /// What is known of an entry whose head is there: the stored fields read back, and the repository

@@ -4,7 +4,7 @@
 //! Public repositories are found out once, by a question of our own without credentials, and cost
 //! nothing from then on. Identical questions on one core are asked once.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::fs;
 use std::future::poll_fn;
@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, Waker};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::Worker;
 use super::challenge::{anonymous_token, bearer_challenge};
@@ -35,6 +35,9 @@ use crate::stats::Stats;
 /// Questions one request asks at most before it goes upstream by itself.
 const QUESTIONS_MAX: usize = 3;
 
+/// How long a client waits for the answer to a question at most: upstream is then as good as away.
+const QUESTION_TIME: Duration = Duration::from_secs(10);
+
 /// The name under which an entry's head says which repository its bytes came from. It never leaves
 /// the proxy.
 pub const SOURCE: &str = "X-Discobot-Source";
@@ -43,6 +46,8 @@ pub const SOURCE: &str = "X-Discobot-Source";
 pub struct Access {
     secret: Secret,
     rights: Mutex<Rights>,
+    /// What was written down last.
+    saved: Mutex<Vec<u8>>,
     /// Where public repositories are remembered over restarts.
     file: PathBuf,
 }
@@ -58,18 +63,22 @@ impl Access {
         let mut rights = Rights::new(Listing::Blobs);
         let file = dir.join("public");
         // Without the file everything is asked anew.
-        if let Ok(exported) = fs::read(&file) {
-            rights.import(&secret, &exported, now_ms());
-        }
-        Ok(Access { secret, rights: Mutex::new(rights), file })
+        let exported = fs::read(&file).unwrap_or_default();
+        rights.import(&secret, &exported, now_ms());
+        Ok(Access { secret, rights: Mutex::new(rights), saved: Mutex::new(exported), file })
     }
 
-    /// Writes down which repositories are public; blocks.
+    /// Writes down which repositories are public, where that has changed; blocks.
     pub fn save(&self) -> io::Result<()> {
+        let mut saved = self.saved.lock().unwrap_or_else(PoisonError::into_inner);
         let exported = self.rights().export(&self.secret, now_ms());
-        let part = self.file.with_extension("part");
-        fs::write(&part, exported)?;
-        fs::rename(part, &self.file)
+        if *saved != exported {
+            let part = self.file.with_extension("part");
+            fs::write(&part, &exported)?;
+            fs::rename(part, &self.file)?;
+            *saved = exported;
+        }
+        Ok(())
     }
 
     /// Rows of members, grants and repositories.
@@ -99,7 +108,23 @@ fn read_secret(path: &Path) -> io::Result<Secret> {
 
 /// Questions under way on this core, and who waits for their answer.
 #[derive(Default)]
-pub struct Asking(RefCell<HashMap<Question, Vec<Waker>>>);
+pub struct Asking(RefCell<HashMap<Question, Rc<Pending>>>);
+
+#[derive(Default)]
+struct Pending {
+    waiting: RefCell<Vec<Waker>>,
+    over: Cell<bool>,
+    heard: Cell<Option<Heard>>,
+}
+
+/// What came of a question.
+#[derive(Clone, Copy, Debug)]
+enum Heard {
+    /// Upstream answered.
+    Answer(Learned),
+    /// It could not be asked.
+    Nothing,
+}
 
 /// What is done with a stored entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,7 +135,7 @@ pub enum Gate {
     Open,
     /// Its bytes are fetched as though nothing was stored.
     Fetch,
-    /// Upstream is to say no itself, to the client's own request.
+    /// Upstream is to answer the client's own request itself: with no, or with what ails it.
     Refused,
     /// Upstream can't be asked, and nothing is known that would do.
     Unknown,
@@ -145,20 +170,24 @@ pub async fn gate(
             Verdict::Fetch => return Gate::Fetch,
             Verdict::Ask(question) => question,
         };
-        if worker.asking.wait(&question).await {
-            continue;
-        }
-        let asker = Asker { asking: &worker.asking, question };
-        let learned = door.ask(digest).await;
-        drop(asker);
-        match learned {
-            Learned::Proven => {}
-            Learned::Refused => return Gate::Refused,
-            Learned::Unclear => return Gate::Fetch,
-            Learned::Trouble => {
-                let allowed = access.rights().allowed_offline(&wanted, &door.principal, now_ms());
-                return if allowed { Gate::Open } else { Gate::Unknown };
+        let heard = match worker.asking.turn(&question) {
+            Turn::Wait(pending) => {
+                Stats::add(&worker.stats.questions_shared, 1);
+                pending.heard().await
             }
+            Turn::Ask(asker) => Some(asker.tell(door.ask_in_time(digest).await)),
+        };
+        let allowed_offline =
+            || access.rights().allowed_offline(&wanted, &door.principal, now_ms());
+        match heard {
+            // Whoever asked left before the answer.
+            None | Some(Heard::Answer(Learned::Proven)) => {}
+            Some(Heard::Answer(Learned::Refused)) => return Gate::Refused,
+            Some(Heard::Answer(Learned::Unclear)) => return Gate::Fetch,
+            Some(Heard::Answer(Learned::Trouble)) if allowed_offline() => return Gate::Open,
+            Some(Heard::Answer(Learned::Trouble)) => return Gate::Refused,
+            Some(Heard::Nothing) if allowed_offline() => return Gate::Open,
+            Some(Heard::Nothing) => return Gate::Unknown,
         }
     }
     Gate::Fetch
@@ -223,14 +252,14 @@ impl<'a> Door<'a> {
     }
 
     /// HEAD of what is wanted with the client's own credentials, redirects not followed.
-    async fn ask(&self, digest: &Digest) -> Learned {
+    async fn ask(&self, digest: &Digest) -> Heard {
         Stats::add(&self.worker.stats.questions, 1);
         let recipe = Recipe { method: Method::HEAD, ..self.request.recipe() };
         let answer = match recipe.fetch_first(self.worker).await {
             Ok(answer) => answer,
             Err(error) => {
                 tracing::info!(host = %self.request.url.host, %error, "access can't be asked");
-                return Learned::Trouble;
+                return Heard::Nothing;
             }
         };
         let what = what(self.request, Some(digest)).unwrap_or(What::Blob(digest));
@@ -238,7 +267,15 @@ impl<'a> Door<'a> {
             Asked { repository: self.request.repository(), principal: &self.principal, what };
         let (status, fields) = (answer.head.status, answer.head.fields.clone());
         answer.recycle(self.worker);
-        self.access.rights().note_answer(&asked, status, &fields, now_ms())
+        Heard::Answer(self.access.rights().note_answer(&asked, status, &fields, now_ms()))
+    }
+
+    async fn ask_in_time(&self, digest: &Digest) -> Heard {
+        monoio::time::timeout(QUESTION_TIME, self.ask(digest)).await.unwrap_or_else(|_| {
+            let host = &self.request.url.host;
+            tracing::info!(%host, "access can't be asked: no answer in {QUESTION_TIME:?}");
+            Heard::Nothing
+        })
     }
 
     /// Has somebody ask whether the repository is public, where that is due.
@@ -302,32 +339,36 @@ async fn head_of(worker: &Worker, recipe: &Recipe) -> Option<(u16, Fields)> {
     Some(found)
 }
 
-impl Asking {
-    /// Waits for the answer to a question that is under way. False: nobody asks it yet, and the
-    /// caller does.
-    async fn wait(&self, question: &Question) -> bool {
-        let mut waited = false;
-        poll_fn(|cx| {
-            let mut asking = self.0.borrow_mut();
-            match asking.get_mut(question) {
-                Some(waiting) => {
-                    waited = true;
-                    waiting.push(cx.waker().clone());
-                    Poll::Pending
-                }
-                None if waited => Poll::Ready(true),
-                None => {
-                    asking.insert(question.clone(), Vec::new());
-                    Poll::Ready(false)
-                }
-            }
-        })
-        .await
-    }
+/// What a request does about its question.
+enum Turn<'a> {
+    Ask(Asker<'a>),
+    Wait(Rc<Pending>),
+}
 
-    fn done(&self, question: &Question) {
-        let waiting = self.0.borrow_mut().remove(question).unwrap_or_default();
-        waiting.into_iter().for_each(Waker::wake);
+impl Asking {
+    fn turn(&self, question: &Question) -> Turn<'_> {
+        let mut asking = self.0.borrow_mut();
+        if let Some(pending) = asking.get(question) {
+            return Turn::Wait(Rc::clone(pending));
+        }
+        let pending = Rc::<Pending>::default();
+        asking.insert(question.clone(), Rc::clone(&pending));
+        Turn::Ask(Asker { asking: self, question: question.clone(), pending })
+    }
+}
+
+impl Pending {
+    /// Waits for what whoever asks is told; `None` where that one leaves without a word.
+    async fn heard(self: Rc<Pending>) -> Option<Heard> {
+        poll_fn(|cx| {
+            if self.over.get() {
+                return Poll::Ready(());
+            }
+            self.waiting.borrow_mut().push(cx.waker().clone());
+            Poll::Pending
+        })
+        .await;
+        self.heard.get()
     }
 }
 
@@ -335,11 +376,23 @@ impl Asking {
 struct Asker<'a> {
     asking: &'a Asking,
     question: Question,
+    pending: Rc<Pending>,
+}
+
+impl Asker<'_> {
+    /// Tells those who wait.
+    fn tell(self, heard: Heard) -> Heard {
+        self.pending.heard.set(Some(heard));
+        heard
+    }
 }
 
 impl Drop for Asker<'_> {
     fn drop(&mut self) {
-        self.asking.done(&self.question);
+        self.asking.0.borrow_mut().remove(&self.question);
+        self.pending.over.set(true);
+        let waiting = self.pending.waiting.take();
+        waiting.into_iter().for_each(Waker::wake);
     }
 }
 
