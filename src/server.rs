@@ -129,6 +129,7 @@ impl Server {
     /// Starts everything, or nothing.
     pub fn start(config: Config) -> Result<Server, StartError> {
         let policy = Policy::compile(&config)?;
+        proxy::refuse_own_parent(&config)?;
         let tls = upstream_tls(&config, &policy)?;
         let files = Files::allot(config.limits.max_connections);
         let workers = match config.proxy.workers {

@@ -180,25 +180,24 @@ impl Conn {
         if self.unused() == 0 && self.more_within(idle, "the next request").await? == 0 {
             return Ok(None);
         }
-        let deadline = Instant::now() + whole;
         let parse = |buf: &[u8]| parse_request(buf, limits);
-        self.head(deadline, "the request's head", Retry::new(limits), parse).await.map(Some)
+        self.head(whole, "the request's head", Retry::new(limits), parse).await.map(Some)
     }
 
     /// Reads a response's head within the patience of this connection.
     pub async fn response_head(&self, limits: &HeadLimits) -> Result<ResponseHead, NetError> {
-        let deadline = Instant::now() + self.patience.get();
         let parse = |buf: &[u8]| parse_response(buf, limits);
-        self.head(deadline, "the answer", Retry::new(limits), parse).await
+        self.head(self.patience.get(), "the answer", Retry::new(limits), parse).await
     }
 
     async fn head<T>(
         &self,
-        deadline: Instant,
+        limit: Duration,
         what: &'static str,
         mut retry: Retry,
         parse: impl Fn(&[u8]) -> Result<Parsed<T>, crate::http::Malformed>,
     ) -> Result<T, NetError> {
+        let begun = Instant::now();
         let mut ended = false;
         loop {
             let parsed = self.peek(|buf| {
@@ -212,8 +211,11 @@ impl Conn {
             if ended {
                 return Err(NetError::Closed);
             }
-            let left = deadline.saturating_duration_since(Instant::now());
-            ended = self.more_within(left, what).await? == 0;
+            let left = limit.saturating_sub(begun.elapsed());
+            ended = match self.more_within(left, what).await {
+                Err(NetError::TimedOut { .. }) => return Err(NetError::TimedOut { what, limit }),
+                more => more? == 0,
+            };
         }
     }
 
@@ -533,8 +535,8 @@ mod tests {
                     count.set(count.get() + 1);
                     parse_request(buf, &limits)
                 };
-                let deadline = Instant::now() + Duration::from_secs(60);
-                reader.head(deadline, "it", Retry::new(&limits), parse).await.map(drop)
+                let limit = Duration::from_secs(60);
+                reader.head(limit, "it", Retry::new(&limits), parse).await.map(drop)
             });
             for (sent, byte) in (1..).zip(text.bytes()) {
                 theirs.write_all(&[byte]).unwrap();

@@ -14,7 +14,7 @@ use monoio::net::TcpStream;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 
-use super::{Conn, NetError, Resolver};
+use super::{Conn, NetError, ParentFault, Resolver};
 use crate::http::{HeadLimits, Host};
 use crate::sys;
 
@@ -48,7 +48,7 @@ impl std::fmt::Display for Origin {
 }
 
 /// An HTTP proxy on the way to the origin.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Parent {
     /// Its host.
     pub host: Host,
@@ -58,6 +58,30 @@ pub struct Parent {
     pub authorization: Option<Box<str>>,
     /// What `Via` is to say of the way so far in a CONNECT, ourselves included.
     pub via: Box<str>,
+}
+
+impl Parent {
+    /// The error that names it.
+    pub fn at_fault(&self, fault: ParentFault) -> NetError {
+        NetError::Parent { parent: self.to_string().into(), fault }
+    }
+
+    fn connect(&self, host: &Host, port: u16) -> String {
+        let mut head = format!("CONNECT {host}:{port} HTTP/1.1\r\nHost: {host}:{port}\r\n");
+        head.push_str(&format!("Via: {}\r\n", self.via));
+        if let Some(value) = &self.authorization {
+            head.push_str(&format!("Proxy-Authorization: {value}\r\n"));
+        }
+        head.push_str("\r\n");
+        head
+    }
+}
+
+/// Without its credentials.
+impl std::fmt::Display for Parent {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}:{}", self.host, self.port)
+    }
 }
 
 /// How connections are made.
@@ -147,7 +171,7 @@ impl Dialer {
         permit: Permit<'_>,
     ) -> Result<Conn, NetError> {
         let conn = match parent {
-            Some(parent) if !origin.tls => self.dial_tcp(&parent.host, parent.port, permit).await?,
+            Some(parent) if !origin.tls => self.dial_parent(parent, permit).await?,
             parent => self.tunnel(&origin.host, origin.port, parent, permit).await?,
         };
         let conn = if origin.tls { self.shake_hands(conn, &origin.host).await? } else { conn };
@@ -165,23 +189,21 @@ impl Dialer {
         permit: Permit<'_>,
     ) -> Result<Conn, NetError> {
         let Some(parent) = parent else { return self.dial_tcp(host, port, permit).await };
-        let conn = self.dial_tcp(&parent.host, parent.port, permit).await?;
-        let authorization = match &parent.authorization {
-            Some(value) => format!("Proxy-Authorization: {value}\r\n"),
-            None => String::new(),
+        let conn = self.dial_parent(parent, permit).await?;
+        let answer = async {
+            conn.write(parent.connect(host, port).as_bytes()).await?;
+            conn.response_head(&HeadLimits::default()).await
         };
-        let head = format!(
-            "CONNECT {host}:{port} HTTP/1.1\r\nHost: {host}:{port}\r\nVia: {}\r\n\
-             {authorization}\r\n",
-            parent.via
-        );
-        conn.write(head.as_bytes()).await?;
-        let answer = conn.response_head(&HeadLimits::default()).await?;
-        if answer.status / 100 != 2 {
-            let parent = format!("{}:{}", parent.host, parent.port).into();
-            return Err(NetError::Parent { parent, status: answer.status });
+        match answer.await.map_err(|error| error.of_parent(parent))?.status {
+            200..300 => Ok(conn),
+            407 => Err(parent.at_fault(ParentFault::Credentials)),
+            status => Err(parent.at_fault(ParentFault::Refused(status))),
         }
-        Ok(conn)
+    }
+
+    async fn dial_parent(&self, parent: &Parent, permit: Permit<'_>) -> Result<Conn, NetError> {
+        let dialled = self.dial_tcp(&parent.host, parent.port, permit).await;
+        dialled.map_err(|error| error.of_parent(parent))
     }
 
     async fn dial_tcp(&self, host: &Host, port: u16, permit: Permit<'_>) -> Result<Conn, NetError> {

@@ -60,12 +60,12 @@ pub enum NetError {
         why: Arc<io::Error>,
     },
     /// The parent proxy does not let us through.
-    #[error("the parent proxy {parent} answered {status} to CONNECT")]
+    #[error("the parent proxy {parent} {fault}")]
     Parent {
         /// The parent's host and port.
         parent: Box<str>,
-        /// Its answer.
-        status: u16,
+        /// What is wrong with it.
+        fault: ParentFault,
     },
     /// No progress for too long.
     #[error("{what} took longer than {}", humantime::format_duration(*limit))]
@@ -92,7 +92,29 @@ pub enum NetError {
     Busy,
 }
 
+/// What is wrong with a parent proxy.
+#[derive(Clone, Debug, Error)]
+pub enum ParentFault {
+    /// It does not take the credentials of its URL, or wants some.
+    #[error("answered 407: it wants credentials, or others than upstream.proxy has")]
+    Credentials,
+    /// It refuses.
+    #[error("answered {0} to CONNECT")]
+    Refused(u16),
+    /// It can't be reached, or breaks off.
+    #[error("failed: {0}")]
+    Failed(Box<NetError>),
+}
+
 impl NetError {
+    /// What went wrong with `parent` on the way to an upstream.
+    pub fn of_parent(self, parent: &Parent) -> NetError {
+        match self {
+            NetError::Parent { .. } => self,
+            error => parent.at_fault(ParentFault::Failed(Box::new(error))),
+        }
+    }
+
     /// Whether the peer ended TLS with an alert: what a client does that does not trust us.
     pub fn is_alert(&self) -> bool {
         matches!(self, NetError::Tls(rustls::Error::AlertReceived(_)))

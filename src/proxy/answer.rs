@@ -4,7 +4,7 @@
 use serde::Serialize;
 
 use crate::http::Version;
-use crate::net::{Conn, NetError};
+use crate::net::{Conn, NetError, ParentFault};
 
 /// An answer with a small body of our own.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,7 +47,7 @@ impl Answer {
             NetError::TimedOut { .. } => (504, "UPSTREAM_TIMEOUT"),
             NetError::Tls(_) => (502, "UPSTREAM_TLS"),
             NetError::Malformed(_) => (502, "UPSTREAM_MALFORMED"),
-            NetError::Parent { .. } => (502, "UPSTREAM_PARENT"),
+            NetError::Parent { fault, .. } => of_parent(fault),
             NetError::Resolve { .. }
             | NetError::Connect { .. }
             | NetError::Closed
@@ -92,6 +92,16 @@ impl Answer {
         );
         conn.write_parts(&[head.as_bytes(), &body], false).await
     }
+}
+
+/// A parent proxy is for the operator to mend: 502, unless it is time that was short.
+fn of_parent(fault: &ParentFault) -> (u16, &'static str) {
+    let late = match fault {
+        ParentFault::Credentials => false,
+        ParentFault::Refused(status) => *status == 504,
+        ParentFault::Failed(error) => matches!(**error, NetError::TimedOut { .. }),
+    };
+    if late { (504, "UPSTREAM_TIMEOUT") } else { (502, "UPSTREAM_PARENT") }
 }
 
 /// A complete small answer.

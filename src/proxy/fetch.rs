@@ -242,16 +242,18 @@ async fn send(
     request.write_to(&mut bytes);
     let (conn, reused) = connect(worker, url, listed, &request.method).await?;
     let conn = match attempt(worker, conn, &bytes).await {
-        Ok(answer) => return finish(request, url, answer),
+        Ok(answer) => return finish(worker, request, url, answer),
         // The server closed the idle connection as the request was on its way: nobody has seen it.
         Err(Attempt { error, silent: true }) if reused && request.method.is_idempotent() => {
             tracing::debug!(host = %url.host, %error, "idle connection was stale");
             worker.dial(url, listed).await?
         }
-        Err(Attempt { error, .. }) => return Err(error),
+        Err(Attempt { error, .. }) => return Err(worker.named(url, error)),
     };
-    let answer = attempt(worker, conn, &bytes).await.map_err(|attempt| attempt.error)?;
-    finish(request, url, answer)
+    match attempt(worker, conn, &bytes).await {
+        Ok(answer) => finish(worker, request, url, answer),
+        Err(Attempt { error, .. }) => Err(worker.named(url, error)),
+    }
 }
 
 /// A connection to the URL's host, and whether it has been used before.
@@ -309,6 +311,7 @@ async fn attempt(
 }
 
 fn finish(
+    worker: &Worker,
     request: &RequestHead,
     url: &Url,
     (conn, head): (Conn, ResponseHead),
@@ -316,6 +319,7 @@ fn finish(
     if head.status == 101 {
         return Err(Malformed::SwitchUnasked.into());
     }
+    worker.refuse_challenge(url, head.status)?;
     let framing = response_framing(&request.method, &head)?;
     BodyReader::glance(framing, &conn)?;
     let (origin, url) = (url.origin(), url.clone());

@@ -13,6 +13,7 @@ mod deliver;
 mod drain;
 mod exchange;
 mod fetch;
+mod own;
 mod pass;
 mod prove;
 mod session;
@@ -20,19 +21,20 @@ mod store;
 mod tunnel;
 mod url;
 
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 pub use self::answer::Reply;
 pub use self::drain::{Drain, guarded};
+pub use self::own::refuse_own_parent;
 pub use self::prove::{Access, Asking};
 pub use self::session::{linger, serve};
 use self::url::Url;
 use crate::cache::Cache;
 use crate::http::{Fields, HeadLimits, Host, Scheme, Version};
-use crate::net::{Ca, Conn, Dialer, NetError, Parent, Resolver};
+use crate::net::{Ca, Conn, Dialer, NetError, Parent, ParentFault, Resolver};
 use crate::policy::{Listeners, Policy};
 use crate::stats::Stats;
 
@@ -136,6 +138,25 @@ impl Worker {
         Some(Parent { host, port: parent.port, authorization, via })
     }
 
+    /// An error on the connection for requests to `url`'s host, with the parent's name where it is
+    /// a connection to that.
+    fn named(&self, url: &Url, error: NetError) -> NetError {
+        match self.parent(&url.host).filter(|_| url.scheme == Scheme::Http) {
+            Some(parent) => error.of_parent(&parent),
+            None => error,
+        }
+    }
+
+    /// Refuses the answer of a parent that does not take our credentials: a client would think that
+    /// its own are asked for.
+    fn refuse_challenge(&self, url: &Url, status: u16) -> Result<(), NetError> {
+        let by_parent = status == 407 && url.scheme == Scheme::Http;
+        match self.parent(&url.host).filter(|_| by_parent) {
+            Some(parent) => Err(parent.at_fault(ParentFault::Credentials)),
+            None => Ok(()),
+        }
+    }
+
     /// A new connection that carries bytes to `host` and `port`. `way`: the `Via` of the CONNECT
     /// that asked for it, with our own at its end.
     ///
@@ -212,21 +233,6 @@ impl Worker {
     }
 
     fn is_own_listener(&self, address: SocketAddr) -> bool {
-        self.listeners.include(address, |ip| is_own_address(ip.to_canonical()))
+        own::is_listener(&self.listeners, address)
     }
-}
-
-/// Whether this machine has `address`: then a socket towards it leaves from that very address.
-fn is_own_address(address: IpAddr) -> bool {
-    let any: IpAddr = match address {
-        IpAddr::V4(_) => [0; 4].into(),
-        IpAddr::V6(_) => [0; 16].into(),
-    };
-    UdpSocket::bind((any, 0))
-        .and_then(|socket| {
-            // No packet is sent: connecting a datagram socket only chooses a route.
-            socket.connect((address, 9))?;
-            socket.local_addr()
-        })
-        .is_ok_and(|local| local.ip() == address)
 }

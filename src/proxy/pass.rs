@@ -37,6 +37,9 @@ pub async fn pass(
     };
     match ask(worker, client, request, &head).await {
         Ok(Asked { conn, head, sent_whole }) => {
+            if let Err(error) = worker.refuse_challenge(&request.url, head.status) {
+                return failed(worker, client, request, &error).await;
+            }
             worker.stats.observe(Outcome::Pass, request.started.elapsed());
             invalidate(worker, request, head.status).await;
             prove::note_answer(worker, request, head.status, &head.fields);
@@ -146,6 +149,10 @@ async fn ask(
     let (conn, reused) = connect(worker, url, listed, method).await.map_err(Fault::Upstream)?;
     let mut body = BodyReader::new(request.framing);
     let repeatable = reused && body.is_done() && method.is_idempotent();
+    let named = |fault| match fault {
+        Fault::Upstream(error) => Fault::Upstream(worker.named(url, error)),
+        fault => fault,
+    };
     match converse(worker, client, request, &conn, &bytes, &mut body).await {
         Ok((head, sent_whole)) => Ok(Asked { conn, head, sent_whole }),
         Err(Fault::Upstream(NetError::Closed | NetError::Io(_)))
@@ -153,11 +160,11 @@ async fn ask(
         {
             // The server closed the idle connection as the request was on its way.
             let conn = worker.dial(url, listed).await.map_err(Fault::Upstream)?;
-            let (head, sent_whole) =
-                converse(worker, client, request, &conn, &bytes, &mut body).await?;
+            let answer = converse(worker, client, request, &conn, &bytes, &mut body).await;
+            let (head, sent_whole) = answer.map_err(named)?;
             Ok(Asked { conn, head, sent_whole })
         }
-        Err(fault) => Err(fault),
+        Err(fault) => Err(named(fault)),
     }
 }
 

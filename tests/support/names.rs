@@ -25,6 +25,8 @@ pub const DUAL: &str = "dual.test";
 pub const DUAL_V4: &str = "127.0.0.8";
 /// Resolves to an address on which nothing ever listens.
 pub const DEAD: &str = "dead.test";
+/// A parent proxy.
+pub const PARENT: &str = "parent.test";
 
 const HOSTS: &[(&str, &str)] = &[
     ("127.0.0.2", REGISTRY),
@@ -36,6 +38,7 @@ const HOSTS: &[(&str, &str)] = &[
     ("::1", DUAL),
     (DUAL_V4, DUAL),
     ("127.0.0.9", DEAD),
+    ("127.0.0.10", PARENT),
 ];
 
 /// The address to bind for `host`: its line in the table, or `host` itself when it is an address.

@@ -165,9 +165,15 @@ impl Setup {
 
     /// Starts it from a shell, after this command, and waits until both ports are open.
     pub fn start_after(&self, shell: &str) -> Proxy {
+        self.start_in(&["sh"], shell)
+    }
+
+    /// As [`Setup::start_after`], with this command line for the shell.
+    pub fn start_in(&self, line: &[&str], shell: &str) -> Proxy {
         let (binary, config) = (env!("CARGO_BIN_EXE_discobot-proxy"), self.write_config());
         let script = format!("{shell} && exec {binary} --config {}", config.display());
-        let mut command = self.wrapped("sh", &["-c", &script]);
+        let arguments = [&line[1..], &["-c", &script]].concat();
+        let mut command = self.wrapped(line[0], &arguments);
         let proxy = Proxy::spawn(&mut command, self.path("certs/ca.crt"));
         proxy.wait_ready();
         proxy
