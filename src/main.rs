@@ -11,7 +11,7 @@ use discobot_proxy::logging::LogOutput;
 use discobot_proxy::net::Ca;
 use discobot_proxy::policy::Policy;
 use discobot_proxy::proxy::refuse_own_parent;
-use discobot_proxy::server::{Server, StartError, upstream_tls};
+use discobot_proxy::server::{Server, StartError, ca_options, upstream_tls};
 use discobot_proxy::sys::process::{self, Signal};
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -38,11 +38,23 @@ enum Command {
     /// Read the configuration and print it as it takes effect.
     Check,
     /// Make the CA where there is none, and print its certificate (PEM).
-    Ca,
+    Ca {
+        #[command(subcommand)]
+        command: Option<CaCommand>,
+    },
     /// Read the whole cache again, beside a running proxy or without one; remove what is damaged.
     ///
     /// Exit code 0: all entries are whole. 3: damaged ones were found, and removed.
     Verify,
+}
+
+#[derive(Subcommand)]
+enum CaCommand {
+    /// Make a new CA in place of the one that is there, and print its certificate (PEM).
+    ///
+    /// The old one's files are kept beside it. A running proxy goes on with the old CA until it is
+    /// restarted; have clients trust the new one before that.
+    Rotate,
 }
 
 fn main() -> ExitCode {
@@ -54,7 +66,8 @@ fn main() -> ExitCode {
     match arguments.command {
         None => run(config),
         Some(Command::Check) => check(&config),
-        Some(Command::Ca) => ca(&config),
+        Some(Command::Ca { command: None }) => ca(&config),
+        Some(Command::Ca { command: Some(CaCommand::Rotate) }) => rotate(&config),
         Some(Command::Verify) => verify(&config),
     }
 }
@@ -69,6 +82,11 @@ fn check(config: &Config) -> ExitCode {
         .and_then(|_| refuse_own_parent(config));
     if let Err(error) = checked {
         return complain(2, &error);
+    }
+    // There need not be a CA yet; one that is there has to do.
+    match Ca::inspect(&ca_options(config)) {
+        Ok(ca) => ca.iter().for_each(warn),
+        Err(error) => return complain(1, &error),
     }
     print(&config.to_yaml())
 }
@@ -86,9 +104,36 @@ fn print(text: &str) -> ExitCode {
 }
 
 fn ca(config: &Config) -> ExitCode {
-    match Ca::open(&config.tls.cert_dir) {
-        Ok(ca) => print(ca.certificate_pem()),
+    match Ca::open(&ca_options(config)) {
+        Ok(ca) => {
+            warn(&ca);
+            print(ca.certificate_pem())
+        }
         Err(error) => complain(1, &error),
+    }
+}
+
+fn rotate(config: &Config) -> ExitCode {
+    let rotated = match Ca::rotate(&ca_options(config)) {
+        Ok(rotated) => rotated,
+        Err(error) => return complain(1, &error),
+    };
+    warn(&rotated.ca);
+    for path in &rotated.kept {
+        say(&format_args!("the old CA is kept in {}", path.display()));
+    }
+    say(&format_args!(
+        "next: 1. have every client trust the new certificate, {}, beside the old one; 2. restart \
+         the proxy: until then it uses the old CA (SIGHUP is not enough); 3. take the old \
+         certificate from the clients, and delete the old key",
+        rotated.ca.certificate_path().display()
+    ));
+    print(rotated.ca.certificate_pem())
+}
+
+fn warn(ca: &Ca) {
+    for warning in ca.warnings() {
+        say(&format_args!("warning: {warning}"));
     }
 }
 
@@ -179,8 +224,12 @@ fn say_ready(server: &Server) {
     );
 }
 
-fn complain(code: u8, error: &dyn std::fmt::Display) -> ExitCode {
+fn say(what: &dyn std::fmt::Display) {
     // Where nobody reads that, the exit code says it.
-    let _ = writeln!(std::io::stderr(), "discobot-proxy: {error}");
+    let _ = writeln!(std::io::stderr(), "discobot-proxy: {what}");
+}
+
+fn complain(code: u8, error: &dyn std::fmt::Display) -> ExitCode {
+    say(error);
     ExitCode::from(code)
 }

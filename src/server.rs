@@ -21,7 +21,7 @@ use monoio::{IoUringDriver, LegacyDriver, RuntimeBuilder};
 use socket2::{Domain, Protocol, Socket, Type};
 use thiserror::Error;
 
-pub use self::trust::upstream_tls;
+pub use self::trust::{ca_options, upstream_tls};
 use crate::admin::Admin;
 use crate::cache::{self, Cache};
 use crate::config::{self, Config, ConfigError};
@@ -137,7 +137,7 @@ impl Server {
             workers => workers,
         };
         let bound = Bound::bind(&config, workers)?;
-        let ca = Arc::new(Ca::open(&config.tls.cert_dir)?);
+        let ca = Arc::new(Ca::open(&ca_options(&config))?);
         let stats = Arc::new(Stats::default());
         let options = cache::Options {
             dir: config.cache.dir.clone(),
@@ -183,6 +183,9 @@ impl Server {
             stop: Arc::clone(&stop),
             helpers: Helpers::start().map_err(StartError::Worker)?,
         };
+        for warning in ca.warnings() {
+            tracing::warn!("{warning}");
+        }
         for warning in tls.warnings {
             tracing::warn!(warning, "a system certificate can't be used");
         }

@@ -51,6 +51,7 @@ const DOORS: &[(&str, &[&str])] = &[
     ("rustls", &["net/"]),
     ("rustls_native_certs", &["net/"]),
     ("rcgen", &["net/"]),
+    ("x509_parser", &["net/ca/"]),
     ("time", &["net/"]),
     ("regex_automata", &["policy/"]),
     (

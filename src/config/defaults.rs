@@ -89,6 +89,7 @@ impl Default for Tls {
         Tls {
             cert_dir: PathBuf::from("./certs"),
             intercept: constants(WELL_KNOWN_REGISTRIES),
+            constrain: false,
             upstream_ca: Vec::new(),
             pins: Vec::new(),
             ktls: Ktls::Auto,

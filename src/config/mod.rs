@@ -96,6 +96,11 @@ impl Config {
         print::yaml(self)
     }
 
+    /// The hosts whose TLS is opened.
+    pub fn intercepted(&self) -> impl Iterator<Item = &HostPattern> {
+        self.tls.intercept.iter().chain(self.headers.iter().map(|rule| &rule.pattern))
+    }
+
     /// An error about `key`, with the place where the key was written, for checks that are made
     /// outside this module (a pattern that does not compile, a port that is taken).
     pub fn error(&self, key: &str, found: &str, expected: &str) -> ConfigError {
@@ -135,6 +140,8 @@ pub struct Tls {
     pub cert_dir: PathBuf,
     /// Hosts whose TLS is opened, beside those under `headers`.
     pub intercept: Vec<HostPattern>,
+    /// Whether the CA may sign for those hosts alone.
+    pub constrain: bool,
     /// PEM files trusted beside the system's store.
     pub upstream_ca: Vec<PathBuf>,
     /// Hosts known by their certificate's key alone; no two have the same pattern.

@@ -88,6 +88,23 @@ impl HostPattern {
         }
     }
 
+    /// The address, where the pattern is one.
+    pub fn as_ip(&self) -> Option<IpAddr> {
+        match self.kind {
+            Kind::Ip(ip) => Some(ip),
+            _ => None,
+        }
+    }
+
+    /// The narrowest name that all hosts of the pattern are below or equal to: what stands behind
+    /// its last `*`; empty for `*`.
+    pub fn domain(&self) -> &str {
+        match self.kind {
+            Kind::Any => "",
+            _ => self.text.rsplit("*.").next().unwrap_or_default(),
+        }
+    }
+
     /// How narrow the pattern is.
     pub fn specificity(&self) -> Specificity {
         let literals = || self.text.split('.').filter(|label| *label != "*");
@@ -203,6 +220,21 @@ mod tests {
             yes.iter().for_each(|name| assert!(pattern.matches_name(name), "{text} {name}"));
             no.iter().for_each(|name| assert!(!pattern.matches_name(name), "{text} {name}"));
         }
+    }
+
+    #[test]
+    fn the_domain_of_a_pattern_holds_all_its_hosts() {
+        for (text, domain) in [
+            ("ghcr.io", "ghcr.io"),
+            ("*.docker.io", "docker.io"),
+            ("*.dkr.ecr.*.amazonaws.com", "amazonaws.com"),
+            ("reg.*.corp", "corp"),
+            ("*", ""),
+        ] {
+            assert_eq!((pattern(text).domain(), pattern(text).as_ip()), (domain, None), "{text}");
+        }
+        let ip = "::ffff:10.0.0.1";
+        assert_eq!(pattern(ip).as_ip(), Some([10, 0, 0, 1].into()));
     }
 
     #[test]

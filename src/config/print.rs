@@ -41,6 +41,7 @@ fn tls(out: &mut Out, tls: &Tls) {
     out.section("tls");
     out.path("cert_dir", &tls.cert_dir);
     out.list("intercept", &tls.intercept);
+    out.bare("constrain", tls.constrain);
     out.list("upstream_ca", tls.upstream_ca.iter().map(|path| path.display()));
     pins(out, &tls.pins);
     out.bare(

@@ -52,7 +52,7 @@ pub(super) const SECTIONS: &[(&str, &[&str])] = &[
             "connect_ports",
         ],
     ),
-    ("tls", &["cert_dir", "intercept", "upstream_ca", "pins", "ktls"]),
+    ("tls", &["cert_dir", "intercept", "constrain", "upstream_ca", "pins", "ktls"]),
     ("cache", &["enabled", "dir", "max_size", "min_free", "patterns", "access"]),
     ("upstream", &["connect_timeout", "read_timeout", "retries", "proxy", "no_proxy"]),
     ("headers", &[]),
@@ -236,6 +236,7 @@ fn tls(out: &mut Tls, key: &str, at: &At) -> Result<(), ConfigError> {
     match key {
         "cert_dir" => out.cert_dir = at.path()?,
         "intercept" => out.intercept = at.list(At::host)?,
+        "constrain" => out.constrain = at.flag()?,
         "upstream_ca" => out.upstream_ca = at.list(At::path)?,
         "pins" => out.pins = pins(at)?,
         _ => {
@@ -408,6 +409,10 @@ fn check_whole(config: &Config) -> Result<(), ConfigError> {
         };
         let expected = format!("a port that is not {other}'s too");
         return Err(config.error(key, &port.to_string(), &expected));
+    }
+    if config.tls.constrain && config.intercepted().any(HostPattern::is_any) {
+        let expected = "false, since \"*\" has the TLS of every host opened";
+        return Err(config.error("tls.constrain", "true", expected));
     }
     Ok(())
 }

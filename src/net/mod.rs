@@ -25,7 +25,7 @@ use std::time::Duration;
 use thiserror::Error;
 
 pub use self::body::BodyReader;
-pub use self::ca::{Ca, CaError};
+pub use self::ca::{Ca, CaError, CaOptions, Subtree};
 pub use self::conn::Conn;
 pub use self::dial::{DialOptions, Dialer, Origin, Parent};
 pub use self::pins::Pinned;

@@ -55,11 +55,10 @@ impl Policy {
     /// A pattern that is no regular expression, or too large a one; names `cache.patterns[N]`.
     pub fn compile(config: &Config) -> Result<Policy, ConfigError> {
         let headers = rewrite::compile(config)?;
-        let under_headers = config.headers.iter().map(|rule| rule.pattern.clone());
         let rules = Rules {
             access: access::Rules::new(config),
             admission: admission::Rules::new(config),
-            intercept: config.tls.intercept.iter().cloned().chain(under_headers).collect(),
+            intercept: config.intercepted().cloned().collect(),
             headers,
             pins: pins::compile(config),
             parent: config.upstream.proxy.clone(),

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use rcgen::{
     BasicConstraints, Certificate, CertificateParams, DnType, IsCa, Issuer, KeyPair,
@@ -9,8 +10,9 @@ use rcgen::{
 };
 use rustls::crypto::aws_lc_rs::sign::any_supported_type;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, UnixTime};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls::time_provider::TimeProvider;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 
 /// A certificate authority of the tests' making.
@@ -124,6 +126,19 @@ pub struct Trust {
     pub tls12: bool,
     /// Protocols to offer by ALPN.
     pub alpn: Vec<Vec<u8>>,
+    /// Seconds by which its clock is ahead.
+    ahead: i64,
+}
+
+/// A client's clock.
+#[derive(Debug)]
+struct Ahead(i64);
+
+impl TimeProvider for Ahead {
+    fn current_time(&self) -> Option<UnixTime> {
+        let now = UnixTime::now().as_secs().checked_add_signed(self.0)?;
+        Some(UnixTime::since_unix_epoch(Duration::from_secs(now)))
+    }
 }
 
 impl Trust {
@@ -134,7 +149,13 @@ impl Trust {
             roots.add(certificate.expect("a PEM certificate")).expect("a usable root");
         }
         assert!(!roots.is_empty(), "no certificate in {pem:?}");
-        Trust { roots: Arc::new(roots), sni: true, tls12: false, alpn: Vec::new() }
+        Trust { roots: Arc::new(roots), sni: true, tls12: false, alpn: Vec::new(), ahead: 0 }
+    }
+
+    /// The same, at so many seconds from now.
+    pub fn at(mut self, seconds: i64) -> Trust {
+        self.ahead = seconds;
+        self
     }
 
     pub(super) fn config(&self) -> Arc<ClientConfig> {
@@ -142,7 +163,11 @@ impl Trust {
             true => &[&rustls::version::TLS12],
             false => rustls::ALL_VERSIONS,
         };
-        let mut config = ClientConfig::builder_with_protocol_versions(versions)
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let clock = Arc::new(Ahead(self.ahead));
+        let mut config = ClientConfig::builder_with_details(provider, clock)
+            .with_protocol_versions(versions)
+            .expect("versions")
             .with_root_certificates(self.roots.clone())
             .with_no_client_auth();
         config.enable_sni = self.sni;

@@ -12,6 +12,7 @@ use socket2::{Domain, Socket, Type};
 use super::DEADLINE;
 use super::body::{Body, hex, sha256};
 use super::certs::Trust;
+use super::openssl::shell;
 use super::wire::{Framing, Head, Incoming, Stream, Wire};
 
 /// How much of a body a response keeps.
@@ -197,6 +198,13 @@ impl Client {
     pub fn peer_certificate(&self) -> Vec<u8> {
         let Stream::Client(tls) = &self.wire.stream else { panic!("no TLS here") };
         tls.conn.peer_certificates().expect("a handshake")[0].to_vec()
+    }
+
+    /// All certificates the other side showed, PEM.
+    pub fn peer_chain(&self) -> Vec<String> {
+        let Stream::Client(tls) = &self.wire.stream else { panic!("no TLS here") };
+        let chain = tls.conn.peer_certificates().expect("a handshake");
+        chain.iter().map(|der| shell("openssl x509 -inform der", der)).collect()
     }
 
     /// The protocol agreed on by ALPN.

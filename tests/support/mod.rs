@@ -8,8 +8,10 @@
 
 pub mod answer;
 pub mod body;
+pub mod ca;
 pub mod certs;
 pub mod client;
+pub mod clock;
 pub mod dns;
 pub mod lab;
 pub mod names;
