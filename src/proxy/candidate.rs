@@ -110,7 +110,7 @@ pub async fn get_request(
             },
             Ok(Lookup::Miss(lease)) => {
                 missed();
-                return miss(worker, client, request, digest, lease).await;
+                return Box::pin(miss(worker, client, request, digest, lease)).await;
             }
             Ok(Lookup::Join(mut reader)) => {
                 missed();
@@ -145,7 +145,7 @@ async fn refill(
     digest: Option<Digest>,
 ) -> Result<(), End> {
     match worker.cache.refill(key) {
-        Some(lease) => miss(worker, client, request, digest, lease).await,
+        Some(lease) => Box::pin(miss(worker, client, request, digest, lease)).await,
         None => pass_miss(worker, client, request, "refilling").await,
     }
 }
@@ -207,10 +207,11 @@ async fn follow(
 ) -> Result<(), End> {
     let part = Part::wanted(&request.head, stored, seen.len);
     if is_far_ahead(part, seen.written)
-        && let Some(fetched) = fetch_part(worker, request, part, digest_of(worker, request)).await
+        && let digest = digest_of(worker, request)
+        && let Some(fetched) = Box::pin(fetch_part(worker, request, part, digest)).await
     {
         log_miss(worker, request, seen.len, "far-ahead");
-        return pass::relay_answer(worker, client, request, fetched, None).await;
+        return Box::pin(pass::relay_answer(worker, client, request, fetched, None)).await;
     }
     log_miss(worker, request, seen.len, reason);
     deliver(worker, client, request, (reader, seen, stored), Source::Miss).await
@@ -307,7 +308,7 @@ async fn deliver(
         match reader.ended().await {
             Ok(()) => latest = reader.glance(),
             Err(Failure::Storage(_)) => {
-                return past_cache(worker, client, request).await;
+                return Box::pin(past_cache(worker, client, request)).await;
             }
             Err(why) => {
                 let host = request.url.authority();
@@ -327,7 +328,7 @@ async fn deliver(
         Err(Undelivered::Ended(end)) => Err(end),
         Err(Undelivered::Entry { why: Failure::Storage(_), at, end, chunked }) => {
             let rest = Rest { body: Arc::clone(&seen.body), len: seen.len, at, end, chunked };
-            pass_rest(worker, client, request, rest).await
+            Box::pin(pass_rest(worker, client, request, rest)).await
         }
         Err(Undelivered::Entry { why, at, .. }) => {
             tracing::warn!(host = %request.url.host, path = %request.url.path(), %why, at,
@@ -400,7 +401,7 @@ async fn pass_miss(
     reason: &'static str,
 ) -> Result<(), End> {
     log_miss(worker, request, None, reason);
-    past_cache(worker, client, request).await
+    Box::pin(past_cache(worker, client, request)).await
 }
 
 async fn past_cache(worker: &Rc<Worker>, client: &Client, request: &Request) -> Result<(), End> {

@@ -159,6 +159,7 @@ impl Delivery<'_> {
         // Held back only for bytes that follow at once: a client must not wait for its head.
         let more = end.is_some() && seen.written > start;
         conn.write_parts(&[&head], more).await.map_err(broken)?;
+        drop(head);
         let sent = self.spans(&mut reader, &seen.body, framing).await?;
         match framing {
             Framing::Chunked => conn.write(LAST_CHUNK).await.map_err(broken)?,

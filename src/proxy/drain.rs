@@ -87,12 +87,14 @@ impl Drop for Place<'_> {
 }
 
 /// Runs a task so that a panic in it ends it alone.
-pub async fn guarded(task: impl Future<Output = ()>) {
+///
+/// The task is put on the heap here, and the future that is given back is a pointer to it: as an
+/// `async fn` this would hold room for the task a second time, for as long as that runs.
+pub fn guarded(task: impl Future<Output = ()>) -> impl Future<Output = ()> {
     let mut task = Box::pin(task);
-    poll_fn(|cx| {
+    poll_fn(move |cx| {
         let poll = AssertUnwindSafe(|| task.as_mut().poll(cx));
         // The panic hook has written what happened.
         catch_unwind(poll).unwrap_or(Poll::Ready(()))
     })
-    .await;
 }

@@ -175,10 +175,10 @@ pub async fn exchange(
     match worker.policy.admit(&request.ask()) {
         Admission::Pass(reason) => {
             Stats::add(&worker.stats.passed, 1);
-            pass::pass(worker, client, &request, reason.name()).await
+            Box::pin(pass::pass(worker, client, &request, reason.name())).await
         }
         Admission::Store { key, .. } if request.head.method == Method::HEAD => {
-            candidate::head_request(worker, client, &request, &key).await
+            Box::pin(candidate::head_request(worker, client, &request, &key)).await
         }
         Admission::Store { key, digest } => {
             candidate::get_request(worker, client, &request, &key, digest).await

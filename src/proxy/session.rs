@@ -80,7 +80,8 @@ pub async fn serve(worker: Rc<Worker>, conn: Conn) {
 /// The requests of a connection, outside or inside a tunnel.
 pub async fn run(worker: &Rc<Worker>, client: Client) {
     client.conn.set_patience(worker.limits.idle_timeout);
-    let end = requests(worker, &client).await;
+    // On the heap, to be gone before a tunnel is opened: the session inside has requests, too.
+    let end = Box::pin(requests(worker, &client)).await;
     tracing::trace!(client = %client.ip(), ?end, "session ended");
     match end {
         End::Idle => client.conn.finish().await,
@@ -105,7 +106,7 @@ async fn requests(worker: &Rc<Worker>, client: &Client) -> End {
             Either::Right(()) => return End::Idle,
         };
         let result = if head.method == Method::CONNECT {
-            tunnel::connect(worker, client, head).await
+            Box::pin(tunnel::connect(worker, client, head)).await
         } else {
             exchange(worker, client, head).await
         };

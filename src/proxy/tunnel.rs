@@ -74,7 +74,7 @@ async fn relay_bytes(
     listed: bool,
     way: &str,
 ) -> Result<(), End> {
-    let upstream = match worker.tunnel(host, port, listed, way).await {
+    let upstream = match Box::pin(worker.tunnel(host, port, listed, way)).await {
         Ok(upstream) => upstream,
         Err(error) => {
             tracing::info!(client = %client.ip(), %host, port, %error, "tunnel failed");
@@ -117,7 +117,8 @@ pub async fn open(worker: &Rc<Worker>, client: Client, fixed: Url) {
         }
     };
     client.conn.set_patience(worker.limits.header_timeout);
-    match client.conn.accept_tls(config).await {
+    // On the heap, to be gone when the session inside begins.
+    match Box::pin(client.conn.accept_tls(config)).await {
         Ok(conn) => Box::pin(run(worker, Client { conn, fixed: Some(fixed) })).await,
         Err(error) if error.is_alert() => {
             tracing::warn!(client = %ip, %host, %error,
