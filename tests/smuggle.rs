@@ -9,7 +9,7 @@
 mod rows;
 mod support;
 
-use rows::{CHUNKS, FIELDS, FRAMINGS, HEADS};
+use rows::{CHUNKS, FIELDS, FRAMINGS, HEADS, chunked, oversize, with_fields};
 use support::answer::Answer;
 use support::client::Client;
 use support::names;
@@ -17,9 +17,6 @@ use support::origin::Origin;
 use support::proxy::{Proxy, Setup};
 use support::raw::{Said, say};
 use support::wire::Framing;
-
-/// Bytes of a head that `limits.header_size` allows, and of a target.
-const HEAD_MAX: usize = 64 << 10;
 
 /// Where rows are tried.
 struct Place<'a> {
@@ -77,40 +74,6 @@ impl<'a> Place<'a> {
             answer.assert_own_error(&[status]);
         }
     }
-}
-
-/// A request with these field lines before or behind the others, and a body.
-fn with_fields(method: &str, lines: &str, first: bool) -> String {
-    let (before, behind) = if first { (lines, "") } else { ("", lines) };
-    format!("{method} {{t}} HTTP/1.1\r\n{before}Host: {{h}}\r\n{behind}\r\nhello")
-}
-
-fn chunked(body: &str) -> String {
-    format!("POST {{t}} HTTP/1.1\r\nHost: {{h}}\r\nTransfer-Encoding: chunked\r\n\r\n{body}")
-}
-
-/// What is too much of something; too long for a table.
-fn oversize() -> Vec<(&'static str, String, u16)> {
-    let head = |method: &str, target: &str, lines: &str| {
-        format!("{method} {{t}}{target} HTTP/1.1\r\nHost: {{h}}\r\n{lines}\r\n")
-    };
-    let line = format!("X: {}\r\n", "a".repeat(1000));
-    let long = format!("5;a={}\r\nhello\r\n0\r\n\r\n", "b".repeat(5000));
-    let trailers = |line: &str, count| format!("5\r\nhello\r\n0\r\n{}\r\n", line.repeat(count));
-    vec![
-        ("a long field", head("GET", "", &format!("X: {}\r\n", "a".repeat(HEAD_MAX))), 431),
-        ("a long name", head("GET", "", &format!("{}: a\r\n", "X".repeat(HEAD_MAX))), 431),
-        ("many long fields", head("GET", "", &line.repeat(70)), 431),
-        ("many short fields", head("GET", "", &"X: a\r\n".repeat(128)), 431),
-        ("fields without end", "X: a\r\n".repeat(20_000), 400),
-        ("a long target", head("GET", &format!("?{}", "a".repeat(HEAD_MAX / 2)), ""), 414),
-        ("a target without end", format!("GET {{t}}?{}", "a".repeat(3 * HEAD_MAX)), 414),
-        ("a long method", head(&"G".repeat(65), "", ""), 501),
-        ("a method without end", "G".repeat(3 * HEAD_MAX), 431),
-        ("a long chunk extension", chunked(&long), 400),
-        ("long trailers", chunked(&trailers(&line, 17)), 431),
-        ("many trailers", chunked(&trailers("X: a\r\n", 65)), 431),
-    ]
 }
 
 #[test]

@@ -245,3 +245,41 @@ pub const STATUS_LINES: &[(&str, &str)] = &[
     ("SSH", "SSH-2.0-OpenSSH_9.2\r\n"),
     ("HTTP/0.9's bare body", "<html>hello</html>\r\n"),
 ];
+
+/// A request with these field lines before or behind the others, and a body.
+pub fn with_fields(method: &str, lines: &str, first: bool) -> String {
+    let (before, behind) = if first { (lines, "") } else { ("", lines) };
+    format!("{method} {{t}} HTTP/1.1\r\n{before}Host: {{h}}\r\n{behind}\r\nhello")
+}
+
+/// A request with this coded body.
+pub fn chunked(body: &str) -> String {
+    format!("POST {{t}} HTTP/1.1\r\nHost: {{h}}\r\nTransfer-Encoding: chunked\r\n\r\n{body}")
+}
+
+/// Bytes of a head that `limits.header_size` allows, and of a target.
+const HEAD_MAX: usize = 64 << 10;
+
+/// What is too much of something; too long for a table.
+pub fn oversize() -> Vec<(&'static str, String, u16)> {
+    let head = |method: &str, target: &str, lines: &str| {
+        format!("{method} {{t}}{target} HTTP/1.1\r\nHost: {{h}}\r\n{lines}\r\n")
+    };
+    let line = format!("X: {}\r\n", "a".repeat(1000));
+    let long = format!("5;a={}\r\nhello\r\n0\r\n\r\n", "b".repeat(5000));
+    let trailers = |line: &str, count| format!("5\r\nhello\r\n0\r\n{}\r\n", line.repeat(count));
+    vec![
+        ("a long field", head("GET", "", &format!("X: {}\r\n", "a".repeat(HEAD_MAX))), 431),
+        ("a long name", head("GET", "", &format!("{}: a\r\n", "X".repeat(HEAD_MAX))), 431),
+        ("many long fields", head("GET", "", &line.repeat(70)), 431),
+        ("many short fields", head("GET", "", &"X: a\r\n".repeat(128)), 431),
+        ("fields without end", "X: a\r\n".repeat(20_000), 400),
+        ("a long target", head("GET", &format!("?{}", "a".repeat(HEAD_MAX / 2)), ""), 414),
+        ("a target without end", format!("GET {{t}}?{}", "a".repeat(3 * HEAD_MAX)), 414),
+        ("a long method", head(&"G".repeat(65), "", ""), 501),
+        ("a method without end", "G".repeat(3 * HEAD_MAX), 431),
+        ("a long chunk extension", chunked(&long), 400),
+        ("long trailers", chunked(&trailers(&line, 17)), 431),
+        ("many trailers", chunked(&trailers("X: a\r\n", 65)), 431),
+    ]
+}

@@ -15,6 +15,7 @@ pub mod clock;
 pub mod dns;
 pub mod lab;
 pub mod names;
+pub mod nginx;
 pub mod openssl;
 pub mod origin;
 pub mod parent;

@@ -44,3 +44,13 @@ pub fn say(client: &mut Client, method: &str, bytes: &[u8]) -> Said {
         }
     }
 }
+
+/// All that comes until the connection ends, however it ends.
+pub fn everything(client: &mut Client) -> Vec<u8> {
+    let mut all = Vec::new();
+    let mut buffer = [0; 4096];
+    while let Ok(count @ 1..) = client.wire.read_some(&mut buffer) {
+        all.extend_from_slice(&buffer[..count]);
+    }
+    all
+}
