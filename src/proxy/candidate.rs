@@ -382,7 +382,9 @@ async fn pass_rest(
     };
     let mut from = BodyReader::new(fetched.framing);
     let left = end.map(|end| end - at);
-    Down { worker, client, request, chunked, skip, left, proof }.copy(&fetched, &mut from).await?;
+    Down { worker, client, request, chunked, skip, left, proof }
+        .copy(&fetched.conn, &fetched.head.fields, &mut from)
+        .await?;
     if from.is_done() {
         fetched.recycle(worker);
     }

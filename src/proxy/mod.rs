@@ -19,6 +19,7 @@ mod prove;
 mod session;
 mod store;
 mod tunnel;
+mod upload;
 mod url;
 
 use std::net::{IpAddr, SocketAddr};

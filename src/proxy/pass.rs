@@ -1,21 +1,20 @@
 //! Past the cache: the request up, the answer down, both as they come. Nothing is buffered beyond
 //! one read.
 
-use std::pin::pin;
 use std::rc::Rc;
 
 use super::answer::{Answer, connection};
 use super::exchange::Request;
 use super::fetch::{Fetched, INTERIM_MAX, connect, outgoing};
 use super::session::{Client, End};
+use super::upload::{Fault, Upload, trailers, write_piece};
 use super::{Worker, prove};
 use crate::cache::HELD_BACK;
 use crate::http::{
-    Fields, Framing, Malformed, RequestHead, ResponseHead, Version, chunk_head, last_chunk,
-    response_framing,
+    Fields, Framing, Malformed, RequestHead, ResponseHead, Version, last_chunk, response_framing,
 };
 use crate::key::{Digest, Hasher};
-use crate::net::{BodyReader, Conn, Either, NetError, race, relay};
+use crate::net::{BodyReader, Conn, NetError, relay};
 use crate::policy;
 use crate::stats::{Outcome, Stats};
 
@@ -31,33 +30,8 @@ pub async fn pass(
 ) -> Result<(), End> {
     tracing::debug!(host = %request.url.host, path = request.shown_path(worker),
         method = request.head.method.as_str(), reason, "passed");
-    let head = match upstream_head(worker, request) {
-        Ok(head) => head,
-        Err(error) => return failed(worker, client, request, &NetError::from(error)).await,
-    };
-    match ask(worker, client, request, &head).await {
-        Ok(Asked { conn, head, sent_whole }) => {
-            if let Err(error) = worker.refuse_challenge(&request.url, head.status) {
-                return failed(worker, client, request, &error).await;
-            }
-            worker.stats.observe(Outcome::Pass, request.started.elapsed());
-            invalidate(worker, request, head.status).await;
-            prove::note_answer(worker, request, head.status, &head.fields);
-            if head.status == 101 && upgrade_of(request).is_none() {
-                let error = Malformed::SwitchUnasked.into();
-                return failed(worker, client, request, &error).await;
-            }
-            if head.status == 101 {
-                return upgrade(worker, client, conn, &head).await;
-            }
-            let framing = match framing(request, &conn, &head) {
-                Ok(framing) => framing,
-                Err(error) => return failed(worker, client, request, &error).await,
-            };
-            let (origin, url) = (request.url.origin(), request.url.clone());
-            let fetched = Fetched { conn, origin, url, head, framing, redirect: None };
-            answer(worker, client, request, fetched, sent_whole, None).await
-        }
+    match ask(worker, client, request).await {
+        Ok(result) => result,
         Err(Fault::Client) => Err(End::Broken),
         Err(Fault::Request(error)) => {
             Stats::add(&worker.stats.refused, 1);
@@ -80,29 +54,11 @@ pub async fn relay_answer(
 ) -> Result<(), End> {
     let whole = fetched.head.status == 200 && !fetched.head.fields.contains("content-encoding");
     let proof = digest.filter(|_| whole).map(Proof::new);
-    answer(worker, client, request, fetched, true, proof).await
-}
-
-fn framing(request: &Request, conn: &Conn, head: &ResponseHead) -> Result<Framing, NetError> {
-    let framing = response_framing(&request.head.method, head)?;
-    BodyReader::glance(framing, conn)?;
-    Ok(framing)
-}
-
-/// Whose fault it was that there is no answer.
-enum Fault {
-    Client,
-    /// The client is there, but what it sends is no body.
-    Request(Malformed),
-    Upstream(NetError),
-}
-
-/// An answer's head, and the connection its body comes on.
-struct Asked {
-    conn: Conn,
-    head: ResponseHead,
-    /// Whether the request's body had been sent to its end.
-    sent_whole: bool,
+    let relay = Relay::new(worker, client, request, (&fetched.head, fetched.framing), true);
+    relay.send(&fetched.conn, proof).await?;
+    let keep = relay.keep;
+    fetched.recycle(worker);
+    if keep { Ok(()) } else { Err(End::Answered) }
 }
 
 /// The protocol that a client wants to go over to; with a body there is none. Not HTTP/2: what is
@@ -125,6 +81,10 @@ fn upstream_head(
     let client = &request.head.fields;
     let mut fields = client.clone();
     policy::pass_request(&mut fields);
+    if request.head.version == Version::Http10 {
+        // Its client does not know the answer to it (RFC 9110, section 10.1.1).
+        fields.remove("expect");
+    }
     if request.framing == Framing::Chunked {
         fields.push("Transfer-Encoding", "chunked")?;
     }
@@ -136,81 +96,84 @@ fn upstream_head(
     outgoing(worker, received, method, &request.url, fields)
 }
 
+/// Asks upstream, and passes on what it answers. A fault: nothing was answered.
 async fn ask(
-    worker: &Worker,
+    worker: &Rc<Worker>,
     client: &Client,
     request: &Request,
-    head: &RequestHead,
-) -> Result<Asked, Fault> {
-    let (url, listed) = (&request.url, request.listed);
+) -> Result<Result<(), End>, Fault> {
+    let (url, listed, method) = (&request.url, request.listed, &request.head.method);
     let mut bytes = Vec::new();
-    head.write_to(&mut bytes);
-    let method = &request.head.method;
-    let (conn, reused) = connect(worker, url, listed, method).await.map_err(Fault::Upstream)?;
-    let mut body = BodyReader::new(request.framing);
-    let repeatable = reused && body.is_done() && method.is_idempotent();
-    let named = |fault| match fault {
-        Fault::Upstream(error) => Fault::Upstream(worker.named(url, error)),
-        fault => fault,
-    };
-    match converse(worker, client, request, &conn, &bytes, &mut body).await {
-        Ok((head, sent_whole)) => Ok(Asked { conn, head, sent_whole }),
-        Err(Fault::Upstream(NetError::Closed | NetError::Io(_)))
-            if repeatable && conn.unused() == 0 =>
-        {
-            // The server closed the idle connection as the request was on its way.
-            let conn = worker.dial(url, listed).await.map_err(Fault::Upstream)?;
-            let answer = converse(worker, client, request, &conn, &bytes, &mut body).await;
-            let (head, sent_whole) = answer.map_err(named)?;
-            Ok(Asked { conn, head, sent_whole })
+    upstream_head(worker, request).map_err(upstreams)?.write_to(&mut bytes);
+    let (mut conn, reused) = connect(worker, url, listed, method).await.map_err(upstreams)?;
+    let mut repeatable = reused && !request.has_body() && method.is_idempotent();
+    loop {
+        let mut upload = Upload::new(&client.conn, &conn, request);
+        let head = match converse(worker, client, request, &conn, &bytes, &mut upload).await {
+            Err(Fault::Upstream(NetError::Closed | NetError::Io(_)))
+                if repeatable && conn.unused() == 0 =>
+            {
+                // The server closed the idle connection as the request was on its way.
+                drop(upload);
+                conn = worker.dial(url, listed).await.map_err(upstreams)?;
+                repeatable = false;
+                continue;
+            }
+            Err(Fault::Upstream(error)) => {
+                return Err(Fault::Upstream(worker.named(url, error)));
+            }
+            result => result?,
+        };
+        worker.refuse_challenge(url, head.status).map_err(upstreams)?;
+        worker.stats.observe(Outcome::Pass, request.started.elapsed());
+        invalidate(worker, request, head.status).await;
+        prove::note_answer(worker, request, head.status, &head.fields);
+        if head.status == 101 {
+            return upgrade(worker, client, request, &conn, &head).await;
         }
-        Err(fault) => Err(named(fault)),
+        let framing = response_framing(method, &head).map_err(upstreams)?;
+        BodyReader::glance(framing, &conn).map_err(upstreams)?;
+        let result = answer(worker, client, request, &conn, (&head, framing), &mut upload).await;
+        drop(upload);
+        if matches!(result, Ok(()) | Err(End::Answered)) {
+            let (origin, url) = (url.origin(), url.clone());
+            Fetched { conn, origin, url, head, framing, redirect: None }.recycle(worker);
+        }
+        return Ok(result);
     }
 }
 
-/// Sends the request while listening: interim answers go to the client at once, and an answer that
-/// comes before the body is through ends it.
+fn upstreams(error: impl Into<NetError>) -> Fault {
+    Fault::Upstream(error.into())
+}
+
+/// Sends the request while listening: interim answers go to the client at once, and the final one
+/// may come before the body is through.
 async fn converse(
     worker: &Worker,
     client: &Client,
     request: &Request,
     upstream: &Conn,
     head: &[u8],
-    body: &mut BodyReader,
-) -> Result<(ResponseHead, bool), Fault> {
-    if let Err(error) = upstream.write(head).await {
-        return Err(Fault::Upstream(error));
-    }
-    let mut sent_whole = body.is_done();
-    let mut sending = pin!(send_body(&client.conn, upstream, body, &request.head.fields));
-    let mut broken = None;
-    let mut interims = 0;
-    loop {
-        if !sent_whole && broken.is_none() {
-            match race(upstream.stirs(), sending.as_mut()).await {
-                Either::Left(()) => {}
-                Either::Right(Ok(())) => sent_whole = true,
-                // It may have said why before it closed.
-                Either::Right(Err(Fault::Upstream(error))) => broken = Some(error),
-                Either::Right(Err(fault)) => return Err(fault),
-            }
-        }
-        let head = match upstream.response_head(&worker.limits.heads).await {
-            Ok(head) => head,
-            Err(error) => return Err(Fault::Upstream(broken.unwrap_or(error))),
-        };
+    upload: &mut Upload<'_>,
+) -> Result<ResponseHead, Fault> {
+    upstream.write(head).await.map_err(upstreams)?;
+    for _ in 0..=INTERIM_MAX {
+        upload.until_heard(upstream).await?;
+        let head = upload.beside(upstream.response_head(&worker.limits.heads)).await?;
+        let head =
+            head.map_err(|error| Fault::Upstream(upload.refusal().cloned().unwrap_or(error)))?;
         if head.status >= 200 || head.status == 101 {
-            return Ok((head, sent_whole));
+            return Ok(head);
         }
-        interims += 1;
-        if interims > INTERIM_MAX {
-            return Err(Fault::Upstream(Malformed::InterimsTooMany.into()));
+        if request.head.version == Version::Http11 {
+            upload.beside(interim(worker, client, head)).await??;
         }
-        interim(worker, client, head).await?;
     }
+    Err(upstreams(Malformed::InterimsTooMany))
 }
 
-/// Passes a 1xx answer on (RFC 9110, section 15.2).
+/// Passes a 1xx answer on (RFC 9110, section 15.2). HTTP/1.0 has none.
 async fn interim(worker: &Worker, client: &Client, mut head: ResponseHead) -> Result<(), Fault> {
     forward(worker, &mut head);
     let mut bytes = Vec::new();
@@ -230,89 +193,86 @@ fn forward(worker: &Worker, head: &mut ResponseHead) {
     head.version = Version::Http11;
 }
 
-async fn send_body(
-    from: &Conn,
-    to: &Conn,
-    body: &mut BodyReader,
-    head: &Fields,
-) -> Result<(), Fault> {
-    let chunked = body.remaining().is_none();
-    let mut buf = Vec::new();
-    while !body.is_done() {
-        buf.reserve(CHUNK);
-        let got = body.read(from, &mut buf, CHUNK).await.map_err(|error| match error {
-            NetError::Malformed(error) => Fault::Request(error),
-            _ => Fault::Client,
-        })?;
-        if got > 0 {
-            write_piece(to, &buf, chunked).await.map_err(Fault::Upstream)?;
-        }
-        buf.clear();
-    }
-    if chunked {
-        let mut end = Vec::new();
-        last_chunk(&trailers(body, head), &mut end);
-        to.write(&end).await.map_err(Fault::Upstream)?;
-    }
-    Ok(())
-}
-
-/// The trailers that cross, of a body whose message has this head.
-fn trailers(body: &mut BodyReader, head: &Fields) -> Fields {
-    let mut trailers = body.take_trailers().unwrap_or_default();
-    trailers.strip_hop_by_hop_of(head);
-    trailers
-}
-
-async fn write_piece(to: &Conn, piece: &[u8], chunked: bool) -> Result<(), NetError> {
-    if !chunked {
-        return to.write(piece).await;
-    }
-    let mut head = Vec::new();
-    chunk_head(piece.len(), &mut head);
-    to.write_parts(&[&head, piece, b"\r\n"], false).await
-}
-
-/// Sends head and body of an answer to the client.
+/// Passes the answer on. The body goes on beside one that welcomes it, and stops for any other.
 async fn answer(
     worker: &Worker,
     client: &Client,
     request: &Request,
-    fetched: Fetched,
-    sent_whole: bool,
-    proof: Option<Proof>,
+    upstream: &Conn,
+    (head, framing): (&ResponseHead, Framing),
+    upload: &mut Upload<'_>,
 ) -> Result<(), End> {
-    let version = request.head.version;
-    let (framing, chunked) = match (fetched.framing, version) {
-        (Framing::Chunked | Framing::UntilClose, Version::Http11) => (Framing::Chunked, true),
-        (Framing::Chunked | Framing::UntilClose, Version::Http10) => (Framing::UntilClose, false),
-        (framing, _) => (framing, false),
-    };
-    let keep = request.keep_alive && sent_whole && framing != Framing::UntilClose;
-    let mut head = fetched.head.clone();
-    forward(worker, &mut head);
-    if chunked {
-        // Both name and value are our own.
-        let _ = head.fields.push("Transfer-Encoding", "chunked");
+    let goes_on = upload.is_whole() || (200..300).contains(&head.status);
+    let relay = Relay::new(worker, client, request, (head, framing), goes_on);
+    let sending = relay.send(upstream, None);
+    if goes_on {
+        upload.beside(sending).await.unwrap_or(Err(End::Broken))?;
+        // The client has its answer, whatever becomes of the rest of its body.
+        let _ = upload.finish().await;
+    } else {
+        sending.await?;
     }
-    let mut bytes = Vec::new();
-    head.write_to(&mut bytes);
-    bytes.truncate(bytes.len() - 2);
-    bytes.extend_from_slice(connection(version, keep).as_bytes());
-    bytes.extend_from_slice(b"\r\n");
-    let mut body = BodyReader::new(fetched.framing);
-    // Held back only for bytes that are there: a client must not wait for its head.
-    let more = fetched.conn.unused() > 0;
-    client.conn.write_parts(&[&bytes], more).await.map_err(|_| End::Broken)?;
-    let down = Down { worker, client, request, chunked, skip: 0, left: None, proof };
-    down.copy(&fetched, &mut body).await?;
-    if sent_whole {
-        fetched.recycle(worker);
-    }
-    match (keep, sent_whole) {
-        (true, _) => Ok(()),
+    match (relay.keep, upload.is_whole()) {
+        (true, true) => Ok(()),
         (false, true) => Err(End::Answered),
-        (false, false) => Err(End::Unread),
+        (_, false) => Err(End::Unread),
+    }
+}
+
+/// An answer on its way to the client.
+struct Relay<'a> {
+    worker: &'a Worker,
+    client: &'a Client,
+    request: &'a Request,
+    head: &'a ResponseHead,
+    /// Of its body as it comes.
+    framing: Framing,
+    /// Whether the client gets chunks.
+    chunked: bool,
+    /// Whether the client is told that it may send another request.
+    keep: bool,
+}
+
+impl<'a> Relay<'a> {
+    /// `goes_on`: whether the request's body does not stand in the way of another request.
+    fn new(
+        worker: &'a Worker,
+        client: &'a Client,
+        request: &'a Request,
+        (head, framing): (&'a ResponseHead, Framing),
+        goes_on: bool,
+    ) -> Relay<'a> {
+        let lengthless = matches!(framing, Framing::Chunked | Framing::UntilClose);
+        let chunked = lengthless && request.head.version == Version::Http11;
+        let keep = request.keep_alive && goes_on && (chunked || !lengthless);
+        Relay { worker, client, request, head, framing, chunked, keep }
+    }
+
+    fn head(&self) -> Vec<u8> {
+        let mut head = self.head.clone();
+        forward(self.worker, &mut head);
+        if self.chunked {
+            // Both name and value are our own.
+            let _ = head.fields.push("Transfer-Encoding", "chunked");
+        }
+        let mut bytes = Vec::new();
+        head.write_to(&mut bytes);
+        bytes.truncate(bytes.len() - 2);
+        bytes.extend_from_slice(connection(self.request.head.version, self.keep).as_bytes());
+        bytes.extend_from_slice(b"\r\n");
+        bytes
+    }
+
+    /// Sends head and body.
+    async fn send(&self, from: &Conn, proof: Option<Proof>) -> Result<(), End> {
+        let Relay { worker, client, request, chunked, .. } = *self;
+        // Held back only for bytes that are there and can go out: a client must not wait for its
+        // head.
+        let counted = matches!(self.framing, Framing::Length(1..));
+        let more = counted && proof.is_none() && from.unused() > 0;
+        client.conn.write_parts(&[&self.head()], more).await.map_err(|_| End::Broken)?;
+        let down = Down { worker, client, request, chunked, skip: 0, left: None, proof };
+        down.copy(from, &self.head.fields, &mut BodyReader::new(self.framing)).await
     }
 }
 
@@ -335,12 +295,17 @@ pub struct Down<'a> {
 }
 
 impl Down<'_> {
-    /// Copies the body to its end.
-    pub async fn copy(mut self, from: &Fetched, body: &mut BodyReader) -> Result<(), End> {
+    /// Copies the body to its end. `head`: the fields before it.
+    pub async fn copy(
+        mut self,
+        from: &Conn,
+        head: &Fields,
+        body: &mut BodyReader,
+    ) -> Result<(), End> {
         let mut buf = Vec::new();
         while !body.is_done() && self.left != Some(0) {
             buf.reserve(CHUNK);
-            let got = match body.read(&from.conn, &mut buf, CHUNK).await {
+            let got = match body.read(from, &mut buf, CHUNK).await {
                 Ok(got) => got as u64,
                 Err(error) => return Err(self.broken(&error)),
             };
@@ -370,7 +335,7 @@ impl Down<'_> {
         }
         if self.chunked {
             let mut end = Vec::new();
-            last_chunk(&trailers(body, &from.head.fields), &mut end);
+            last_chunk(&trailers(body, head), &mut end);
             self.client.conn.write(&end).await.map_err(|_| End::Broken)?;
         }
         Ok(())
@@ -437,13 +402,17 @@ async fn invalidate(worker: &Worker, request: &Request, status: u16) {
     }
 }
 
-/// Both sides speak another protocol from here on.
+/// Both sides speak another protocol from here on, which the client has asked for.
 async fn upgrade(
     worker: &Worker,
     client: &Client,
-    upstream: Conn,
+    request: &Request,
+    upstream: &Conn,
     head: &ResponseHead,
-) -> Result<(), End> {
+) -> Result<Result<(), End>, Fault> {
+    if upgrade_of(request).is_none() {
+        return Err(upstreams(Malformed::SwitchUnasked));
+    }
     let mut switched = head.clone();
     let protocol = head.fields.get("upgrade").map(<[u8]>::to_vec);
     forward(worker, &mut switched);
@@ -453,11 +422,11 @@ async fn upgrade(
     }
     let mut bytes = Vec::new();
     switched.write_to(&mut bytes);
-    client.conn.write(&bytes).await.map_err(|_| End::Broken)?;
+    client.conn.write(&bytes).await.map_err(|_| Fault::Client)?;
     upstream.set_patience(worker.limits.idle_timeout);
-    match relay(&client.conn, &upstream).await {
-        Ok(_) => Err(End::Tunnel),
-        Err(_) => Err(End::Broken),
+    match relay(&client.conn, upstream).await {
+        Ok(_) => Ok(Err(End::Tunnel)),
+        Err(_) => Ok(Err(End::Broken)),
     }
 }
 

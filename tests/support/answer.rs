@@ -90,7 +90,9 @@ pub struct Answer {
     pub(super) signed: Option<String>,
     pub(super) raw: Option<Vec<u8>>,
     pub(super) interim: Vec<u16>,
+    pub(super) final_gate: Option<Gate>,
     pub(super) early: bool,
+    pub(super) reads_on: bool,
     pub(super) echo: bool,
     pub(super) drop_idle: bool,
     pub(super) trailers: Vec<(String, String)>,
@@ -115,7 +117,9 @@ impl Answer {
             signed: None,
             raw: None,
             interim: Vec::new(),
+            final_gate: None,
             early: false,
+            reads_on: false,
             echo: false,
             drop_idle: false,
             trailers: Vec::new(),
@@ -238,9 +242,27 @@ impl Answer {
         self
     }
 
+    /// Stops between the 1xx heads and the final one.
+    pub fn gate_final(mut self, gate: &Gate) -> Answer {
+        self.final_gate = Some(gate.clone());
+        self
+    }
+
     /// Answers before the request's body is read, then closes.
     pub fn early(mut self) -> Answer {
         self.early = true;
+        self
+    }
+
+    /// Answers before the request's body is read, then reads it and goes on.
+    pub fn early_and_reads_on(mut self) -> Answer {
+        self.reads_on = true;
+        self.early()
+    }
+
+    /// Behind what it says, sends back what it gets.
+    pub fn echoes(mut self) -> Answer {
+        self.echo = true;
         self
     }
 

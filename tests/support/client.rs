@@ -333,6 +333,12 @@ impl Client {
         Transfer::new("GET", head)
     }
 
+    /// Reads only the head of the answer to a request that was sent already.
+    pub fn transfer(&mut self, method: &str) -> Transfer {
+        let head = self.head();
+        Transfer::new(method, head)
+    }
+
     /// Reads what follows a head: further heads behind 1xx, and the body to its end.
     pub fn rest(&mut self, method: &str, mut head: Head) -> Response {
         let mut interim = Vec::new();

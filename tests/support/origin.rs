@@ -271,7 +271,11 @@ fn serve(shared: &Shared, wire: &mut Wire, connection: usize) -> io::Result<()> 
             }
             take_body(shared, wire, index, framing)?;
         }
-        if !respond(wire, &seen, &answer)? || closes || answer.early {
+        let goes_on = respond(wire, &seen, &answer)?;
+        if answer.reads_on {
+            take_body(shared, wire, index, framing)?;
+        }
+        if !goes_on || closes || answer.early && !answer.reads_on {
             return Ok(());
         }
     }
@@ -341,10 +345,16 @@ fn respond(wire: &mut Wire, seen: &Seen, answer: &Answer) -> io::Result<bool> {
     }
     if let Some(bytes) = &answer.raw {
         wire.send(bytes)?;
+        if answer.echo {
+            echo(wire)?;
+        }
         return Ok(false);
     }
     for status in &answer.interim {
         wire.send(format!("HTTP/1.1 {status} Interim\r\nX-Interim: yes\r\n\r\n").as_bytes())?;
+    }
+    if let Some(gate) = &answer.final_gate {
+        gate.pass();
     }
     let (status, from, to) = stretch(seen, answer);
     let mut head = format!("HTTP/1.1 {status} {}\r\n", reason(status));
