@@ -70,10 +70,12 @@ struct LogFile {
 
 impl Write for LogFile {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        if self.reopen.swap(false, Ordering::AcqRel)
-            && let Ok(file) = open(&self.path)
-        {
-            self.file = file;
+        if self.reopen.swap(false, Ordering::AcqRel) {
+            match open(&self.path) {
+                Ok(file) => self.file = file,
+                // On the way to the log itself: standard error is what is left.
+                Err(error) => eprintln!("the log file stays the old one: {error}"),
+            }
         }
         self.file.write(buf)
     }

@@ -172,7 +172,7 @@ fn bar_style() -> ProgressStyle {
 
 fn run(config: Config) -> ExitCode {
     // Before any thread starts, so that all of them inherit it.
-    if let Err(error) = process::block_signals() {
+    if let Err(error) = process::block_signals().and_then(|()| process::forbid_core_dumps()) {
         return complain(1, &error);
     }
     let log = match LogOutput::start(&config.logging) {
@@ -200,10 +200,10 @@ fn run(config: Config) -> ExitCode {
         }
     }
     tracing::info!("stopping: running transfers may finish, a second signal ends them");
-    server.stop();
-    std::thread::spawn(|| {
+    let stop = server.stop();
+    std::thread::spawn(move || {
         while !matches!(process::wait_signal(), Ok(Signal::Stop) | Err(_)) {}
-        std::process::exit(0);
+        stop.at_once();
     });
     server.join();
     tracing::info!("stopped");

@@ -5,22 +5,26 @@
 
 mod trust;
 
+mod helpers;
+mod stop;
+
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Sender, channel};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Poll, Waker};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use monoio::blocking::{BlockingTask, ThreadPool};
 use monoio::net::TcpListener;
 use monoio::{IoUringDriver, LegacyDriver, RuntimeBuilder};
 use socket2::{Domain, Protocol, Socket, Type};
 use thiserror::Error;
 
+use self::helpers::Helpers;
+pub use self::stop::Stop;
+use self::stop::{AT_ONCE, STOPPING};
 pub use self::trust::{ca_options, upstream_tls};
 use crate::admin::Admin;
 use crate::cache::{self, Cache};
@@ -34,12 +38,6 @@ use crate::sys;
 
 /// Connections the kernel holds for us until they are accepted.
 const BACKLOG: i32 = 4096;
-
-/// Threads for what blocks: files being opened, named and removed.
-const HELPERS: usize = 8;
-
-/// Blocking work that may wait for a helper.
-const HELP_QUEUE: usize = 1024;
 
 /// Descriptors of our own: rings, listeners, logs, idle upstream connections.
 const FILES_OWN: usize = 128;
@@ -75,8 +73,10 @@ pub enum StartError {
     #[error("tls.cert_dir can't be used: {0}")]
     Access(io::Error),
     /// A port can't be listened on.
-    #[error("can't listen on {address}: {why}")]
+    #[error("{key}: can't listen on {address}: {why}")]
     Listen {
+        /// The key that says where.
+        key: &'static str,
         /// Where.
         address: SocketAddr,
         /// The system's words.
@@ -159,7 +159,7 @@ impl Server {
                 None
             }
         };
-        if !config.headers.is_empty() {
+        if config.headers.iter().any(|rule| !rule.set.is_empty() || !rule.append.is_empty()) {
             tracing::warn!(
                 "what `headers` puts in counts as every client's: all of proxy.allow_clients may \
                  have what it opens"
@@ -194,9 +194,11 @@ impl Server {
         Ok(Server { proxy, admin, driver, workers, ca, stop, threads, cache, access })
     }
 
-    /// Asks every worker to stop: no new connections, running transfers within the grace.
-    pub fn stop(&self) {
-        self.stop.begin();
+    /// Asks every worker to stop: no new connections, running transfers within the grace, or less
+    /// by what is returned.
+    pub fn stop(&self) -> Arc<Stop> {
+        self.stop.reach(STOPPING);
+        Arc::clone(&self.stop)
     }
 
     /// Waits for the workers to end, and writes down what is to be remembered.
@@ -300,25 +302,34 @@ impl Bound {
             let mut address = SocketAddr::new(*ip, port);
             if port != 0 {
                 // Another proxy of the same user would share the port with us, unnoticed.
-                bind(address, false, config)?;
+                bind(PROXY, address, false, config)?;
             }
             for sockets in &mut sockets {
-                let socket = bind(address, true, config)?;
-                address.set_port(port_of(&socket, address)?);
+                let socket = bind(PROXY, address, true, config)?;
+                address.set_port(port_of(PROXY, &socket, address)?);
                 sockets.push(socket);
             }
             port = address.port();
             proxy.push(address);
         }
         let address = SocketAddr::new(config.proxy.api_bind, config.proxy.api_port);
-        let admin_socket = bind(address, false, config)?;
-        let port = port_of(&admin_socket, address)?;
+        let admin_socket = bind(ADMIN, address, false, config)?;
+        let port = port_of(ADMIN, &admin_socket, address)?;
         let admin = SocketAddr::new(address.ip(), port);
         Ok(Bound { proxy, admin, sockets, admin_socket })
     }
 }
 
-fn bind(address: SocketAddr, share: bool, config: &Config) -> Result<Socket, StartError> {
+/// The keys that say where is listened.
+const PROXY: &str = "proxy.port";
+const ADMIN: &str = "proxy.api_port";
+
+fn bind(
+    key: &'static str,
+    address: SocketAddr,
+    share: bool,
+    config: &Config,
+) -> Result<Socket, StartError> {
     let bind = || {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
         socket.set_reuse_address(true)?;
@@ -331,11 +342,11 @@ fn bind(address: SocketAddr, share: bool, config: &Config) -> Result<Socket, Sta
         socket.bind(&address.into())?;
         Ok(socket)
     };
-    bind().map_err(|why| StartError::Listen { address, why })
+    bind().map_err(|why| StartError::Listen { key, address, why })
 }
 
-fn port_of(socket: &Socket, address: SocketAddr) -> Result<u16, StartError> {
-    let local = socket.local_addr().map_err(|why| StartError::Listen { address, why })?;
+fn port_of(key: &'static str, socket: &Socket, address: SocketAddr) -> Result<u16, StartError> {
+    let local = socket.local_addr().map_err(|why| StartError::Listen { key, address, why })?;
     Ok(local.as_socket().map_or(address.port(), |local| local.port()))
 }
 
@@ -403,7 +414,7 @@ async fn run(
             sweeping.dialer.sweep();
         }
     });
-    shared.stop.begun().await;
+    shared.stop.reached(STOPPING).await;
     drain.begin();
     let all_gone = async {
         while drain.open() > 0 {
@@ -411,7 +422,8 @@ async fn run(
         }
     };
     let grace = shared.config.limits.shutdown_grace;
-    if monoio::time::timeout(grace, all_gone).await.is_err() {
+    let ending = race(all_gone, shared.stop.reached(AT_ONCE));
+    if monoio::time::timeout(grace, ending).await.is_err() {
         tracing::warn!(connections = drain.open(), "limits.shutdown_grace is over");
     }
 }
@@ -531,63 +543,5 @@ async fn accept(drain: &Drain, listener: TcpListener, each: impl AsyncFn(Conn)) 
             }
             Either::Right(()) => return,
         }
-    }
-}
-
-/// Says to all workers that it is time to stop.
-#[derive(Default)]
-struct Stop {
-    begun: AtomicBool,
-    wakers: Mutex<Vec<Waker>>,
-}
-
-impl Stop {
-    fn begin(&self) {
-        self.begun.store(true, Ordering::Release);
-        let wakers =
-            std::mem::take(&mut *self.wakers.lock().unwrap_or_else(PoisonError::into_inner));
-        wakers.into_iter().for_each(Waker::wake);
-    }
-
-    async fn begun(&self) {
-        std::future::poll_fn(|cx| {
-            let mut wakers = self.wakers.lock().unwrap_or_else(PoisonError::into_inner);
-            if self.begun.load(Ordering::Acquire) {
-                return Poll::Ready(());
-            }
-            wakers.push(cx.waker().clone());
-            Poll::Pending
-        })
-        .await;
-    }
-}
-
-/// The helper threads, with a queue that refuses when it is full.
-#[derive(Clone)]
-struct Helpers(std::sync::mpsc::SyncSender<BlockingTask>);
-
-impl Helpers {
-    fn start() -> io::Result<Helpers> {
-        let (queue, tasks) = std::sync::mpsc::sync_channel::<BlockingTask>(HELP_QUEUE);
-        let tasks = Arc::new(Mutex::new(tasks));
-        for n in 0..HELPERS {
-            let tasks = Arc::clone(&tasks);
-            let help = move || {
-                loop {
-                    let task = tasks.lock().unwrap_or_else(PoisonError::into_inner).recv();
-                    let Ok(task) = task else { return };
-                    task.run();
-                }
-            };
-            std::thread::Builder::new().name(format!("helper-{n}")).spawn(help)?;
-        }
-        Ok(Helpers(queue))
-    }
-}
-
-impl ThreadPool for Helpers {
-    fn schedule_task(&self, task: BlockingTask) {
-        // A task that is dropped tells whoever waits for it that it was cancelled.
-        let _ = self.0.try_send(task);
     }
 }

@@ -58,7 +58,8 @@ fn a_restart_keeps_every_entry_and_its_head() {
 }
 
 #[test]
-fn the_first_hit_comes_within_100_ms_of_the_start_of_a_large_cache() {
+fn the_first_hit_does_not_wait_for_the_scan_of_a_large_cache() {
+    const ENTRIES: u32 = 30_000;
     let setup = Setup::new();
     let origin = Origin::http(names::REGISTRY);
     let body = fresh_body(10_000);
@@ -71,28 +72,28 @@ fn the_first_hit_comes_within_100_ms_of_the_start_of_a_large_cache() {
 
     // Entries of one byte each under made-up digests; each has its meta, as real ones do.
     let meta = fs::read_to_string(setup.blob(&format!("{}.meta", body.sha256()))).expect("meta");
-    for number in 0..100_000_u32 {
+    for number in 0..ENTRIES {
         let name = sha256(&number.to_le_bytes());
         let own = meta.replace(&body.sha256(), &name).replace("\"length\":10000", "\"length\":1");
         fs::write(setup.blob(&format!("{name}.meta")), own).expect("a meta file");
         fs::write(setup.blob(&name), "x").expect("a body");
     }
 
-    // The machine may be busy with other tests: the best of some starts is what the program does.
-    let mut best = Duration::MAX;
+    // Where the machine is busy with other tests the scan may be quicker than the client, once.
+    let all = body.len() + u64::from(ENTRIES);
     for _ in 0..10 {
         let proxy = setup.start();
         let hit = Client::plain(proxy.address()).get(&origin.url(&path));
-        best = best.min(proxy.started().elapsed());
+        let known = proxy.stat("current_size");
         hit.assert_is(&body);
         hit.assert_hit();
-        if best < Duration::from_millis(100) {
-            wait_until("the scan", || (proxy.stat("current_size") == 110_000).then_some(()));
+        if known < all {
+            wait_until("the scan", || (proxy.stat("current_size") == all).then_some(()));
             return;
         }
         proxy.kill();
     }
-    panic!("the first hit came {best:?} after the start");
+    panic!("ten first hits came after the scan");
 }
 
 #[test]
@@ -229,6 +230,26 @@ fn shutdown_grace_ends_what_does_not_finish() {
 }
 
 #[test]
+fn a_second_signal_ends_transfers_and_loses_nothing_else() {
+    let setup = Setup::new().with(json!({ "limits": { "shutdown_grace": "10m" } }));
+    let mut proxy = setup.start();
+    let registry = Registry::https();
+    let body = fresh_body(4_000_000);
+    let gate = Gate::new();
+    let path = registry.gated_blob("lab/img", &body, 2_000_000, &gate);
+    let mut client = proxy.client(&registry.main);
+    let mut transfer = client.begin(&registry.main.url(&path));
+    transfer.read_to(&mut client, 1_000_000);
+    proxy.signal("TERM");
+    proxy.wait_log(&["stopping"]);
+    proxy.signal("TERM");
+    assert_eq!(proxy.wait_exit().code(), Some(0));
+    assert!(transfer.finish(&mut client).whole.is_err());
+    gate.open();
+    proxy.wait_log(&["stopped"]);
+}
+
+#[test]
 fn an_idle_proxy_stops_at_once() {
     let setup = Setup::new();
     let proxy = setup.start();
@@ -275,6 +296,18 @@ fn the_log_file_is_written_and_reopened_on_sighup() {
     proxy.wait_log(&["cached response", &path]);
     assert!(!fs::read_to_string(&moved).expect("the old log").contains(&path));
     assert_ne!(address, admin);
+}
+
+#[test]
+fn a_port_that_is_taken_is_named_by_its_key() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = taken.local_addr().expect("its address").port();
+    for key in ["port", "api_port"] {
+        let setup = Setup::new().with(json!({ "proxy": { key: port } }));
+        let refused = setup.run_config();
+        assert_eq!(refused.code, Some(1), "{refused:?}");
+        assert!(refused.stderr.contains(&format!("proxy.{key}: can't listen")), "{refused:?}");
+    }
 }
 
 #[test]

@@ -246,6 +246,13 @@ impl Client {
         Ok(self.rest("GET", head))
     }
 
+    /// These bytes as a GET, and its answer; that the server goes away is the caller's to judge.
+    pub fn exchange(&mut self, bytes: &[u8]) -> io::Result<Response> {
+        self.wire.send(bytes)?;
+        let head = self.try_head()?.ok_or(io::ErrorKind::UnexpectedEof)?;
+        Ok(self.rest("GET", head))
+    }
+
     /// One request and its answer.
     pub fn request(
         &mut self,
