@@ -223,12 +223,13 @@ mod tests {
 
     use super::*;
     use crate::http::Host;
-    use crate::net::Ca;
+    use crate::net::{Ca, CaOptions};
 
     #[test]
     fn tickets_without_end_do_not_keep_the_core() {
         let dir = tempfile::tempdir().unwrap();
-        let ca = Ca::open(dir.path()).unwrap();
+        let options = CaOptions { dir: dir.path().to_owned(), names: Vec::new(), constrain: false };
+        let ca = Ca::open(&options).unwrap();
         let config = ca.server_config(&Host::parse("a.test").unwrap()).unwrap();
         let mut config = Arc::unwrap_or_clone(config);
         config.send_tls13_tickets = 100;

@@ -335,7 +335,7 @@ impl Rights {
                 Some(digest)
             }
         };
-        if !is_registry(fields) {
+        if !is_registry(status, fields) {
             return Learned::Unclear;
         }
         self.allow(asked.repository, asked.principal, now_ms);
@@ -511,10 +511,12 @@ impl Rights {
 }
 
 /// Whether an answer bears the mark of a registry. Pages that ask to log in have neither the fields
-/// of the distribution specification nor a content type of its own.
-fn is_registry(fields: &Fields) -> bool {
+/// of the distribution specification nor a content type of its own. A redirect may have a page for
+/// its body: registries written in Go have one, by their library's default.
+fn is_registry(status: u16, fields: &Fields) -> bool {
     let kind = fields.get("content-type").unwrap_or_default().trim_ascii().to_ascii_lowercase();
-    !kind.starts_with(b"text/html")
+    let page = kind.starts_with(b"text/html") && !(300..400).contains(&status);
+    !page
         && (fields.contains("docker-distribution-api-version")
             || fields.contains("docker-content-digest")
             || kind.starts_with(b"application/vnd.")

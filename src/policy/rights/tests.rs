@@ -308,6 +308,8 @@ fn only_a_registrys_word_counts() {
         (200, &[("Content-Type", "binary/octet-stream")], Learned::Proven),
         (200, &[("Content-Type", "application/vnd.oci.image.index.v1+json")], Learned::Proven),
         (307, &[("Location", "https://cdn.example/"), version], Learned::Proven),
+        (307, &[html, version], Learned::Proven),
+        (307, &[html], Learned::Unclear),
         (304, &[version], Learned::Proven),
         (200, &[], Learned::Unclear),
         (302, &[("Location", "https://login.example/")], Learned::Unclear),
