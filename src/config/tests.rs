@@ -111,8 +111,7 @@ limits:
     assert_eq!(config.logging.file, Some(PathBuf::from("/var/log/x.log")));
     assert_eq!((config.logging.level, config.limits.max_redirects), (Level::Warn, 0));
     assert_eq!(config.limits.header_size, 1 << 20);
-    let default = Config::default();
-    assert_ne!(config.tls, default.tls);
+    assert_ne!(config.tls, Config::default().tls);
     let printed = config.to_yaml();
     assert_eq!(parse(&printed).to_yaml(), printed);
 }

@@ -241,21 +241,7 @@ async fn miss(
         Framing::Chunked | Framing::UntilClose => None,
     };
     let head = &fetched.head;
-    // A cut connection and the end of such a body look alike (RFC 9112, section 8).
-    let endless = fetched.framing == Framing::UntilClose
-        && digest.is_none()
-        && fetched.url.scheme == Scheme::Http;
-    let admitted = match endless {
-        true => Err(Reason::NoLength),
-        false => worker.policy.admit_answer(
-            &request.ask(),
-            digest.as_ref(),
-            head.status,
-            &head.fields,
-            len,
-        ),
-    };
-    if let Err(reason) = admitted {
+    if let Err(reason) = admit_answer(worker, request, digest.as_ref(), &fetched, len) {
         lease.decline();
         if request.head.fields.contains("range") && fetched.head.status == 200 {
             drop(fetched);
@@ -293,6 +279,23 @@ async fn miss(
             pass::relay_answer(worker, client, request, fetched, digest.as_ref()).await
         }
     }
+}
+
+/// Whether the answer in hand, with a body of `len` bytes where that is known, is stored.
+fn admit_answer(
+    worker: &Worker,
+    request: &Request,
+    digest: Option<&Digest>,
+    fetched: &Fetched,
+    len: Option<u64>,
+) -> Result<(), Reason> {
+    // A cut connection and the end of such a body look alike (RFC 9112, section 8).
+    let endless = fetched.framing == Framing::UntilClose && fetched.url.scheme == Scheme::Http;
+    if endless && digest.is_none() {
+        return Err(Reason::NoLength);
+    }
+    let head = &fetched.head;
+    worker.policy.admit_answer(&request.ask(), digest, head.status, &head.fields, len)
 }
 
 async fn deliver(
