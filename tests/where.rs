@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use serde_json::json;
 use support::answer::Answer;
+use support::body::Body;
 use support::client::{Client, Response};
 use support::lab::{Lab, Program, run};
 use support::names;
@@ -18,7 +19,7 @@ use support::origin::{Origin, bare_server, fresh_body};
 use support::proxy::{Proxy, Setup};
 use support::registry::blob_path;
 use support::wait_until;
-use support::wire::{Stream, Wire};
+use support::wire::{Head, Stream, Wire};
 
 /// What somebody may write for a loopback address, or for one that leads there.
 const SPELLINGS: &[&str] = &[
@@ -178,13 +179,14 @@ type Lines = Arc<Mutex<Vec<String>>>;
 fn parent() -> (SocketAddr, Lines) {
     let lines = Lines::default();
     let seen = lines.clone();
-    (bare_server(names::OTHER, move |tcp| be_parent(tcp, &seen)), lines)
+    (bare_server(names::OTHER, move |tcp| answer_all(tcp, &seen, |head| head.line)), lines)
 }
 
-fn be_parent(tcp: TcpStream, lines: &Lines) -> io::Result<()> {
+/// Answers every request of a connection, and keeps what `note` makes of its head.
+fn answer_all(tcp: TcpStream, lines: &Lines, note: impl Fn(Head) -> String) -> io::Result<()> {
     let mut wire = Wire::new(Stream::Plain(tcp));
     while let Some(head) = wire.head()? {
-        lines.lock().unwrap().push(head.line);
+        lines.lock().unwrap().push(note(head));
         wire.stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")?;
     }
     Ok(())
@@ -299,13 +301,15 @@ fn our_own_listeners_are_refused_on_every_address_of_the_machine() {
 }
 
 #[test]
-fn a_parent_that_is_the_proxy_itself_is_not_dialled() {
+fn a_parent_that_becomes_the_proxy_itself_is_not_dialled() {
     let lab = Lab::new("own-parent");
     lab.add_host("elsewhere.test");
-    let _proxy = in_lab(&lab, "upstream: {proxy: \"http://127.0.0.1:17080\"}\n");
-    assert_eq!(lab_tunnel(&lab, "elsewhere.test:443"), Err(403));
+    let text = "proxy: {bind: \"0.0.0.0\"}\nupstream: {proxy: \"http://late.test:17080\"}\n";
+    let _proxy = in_lab(&lab, text);
+    lab.add_host("late.test");
+    assert_eq!(lab_tunnel(&lab, "elsewhere.test:443"), Err(502));
     let tcp = lab.connect(at(17_080)).expect("the proxy");
-    Client::on(tcp).get("http://elsewhere.test/x").assert_own_error(&[403]);
+    Client::on(tcp).get("http://elsewhere.test/x").assert_own_error(&[502]);
 }
 
 /// A name server of the lab: answers for IPv4 with `answers`, one after the other; the last stays.
@@ -369,7 +373,8 @@ fn a_name_behind_a_parent_is_judged_again_though_the_connection_is_the_same() {
     let seen = lines.clone();
     std::thread::spawn(move || {
         for tcp in parent.incoming().flatten() {
-            let _ = be_parent(tcp, &seen);
+            let seen = seen.clone();
+            std::thread::spawn(move || answer_all(tcp, &seen, |head| head.line));
         }
     });
     name_server(&lab, vec![nobody, Ipv4Addr::LOCALHOST]);
@@ -437,4 +442,100 @@ fn the_ports_are_those_of_the_configuration() {
     }
     let printed = setup.run(&["check", "--config", "config.yaml"]).stdout;
     assert!(printed.contains("connect_ports:\n    - \"22\"\n    - \"4000-4002\""), "{printed}");
+}
+
+const INJECTED: &str = "Bearer 1njected";
+
+/// The Authorization and the X-Via with which a request of a client without either came to the
+/// origin.
+fn came_with(proxy: &Proxy, origin: &Origin, path: &str) -> (Option<String>, Option<String>) {
+    origin.get(path, Answer::status(200, "ok"));
+    assert_eq!(proxy.get(origin, path).text(), "ok");
+    let seen = origin.seen_at(path).pop().expect("a request");
+    let field = |name| seen.field(name).map(str::to_owned);
+    (field("Authorization"), field("X-Via"))
+}
+
+/// An origin of the lab without TLS. The lines say with which Authorization and X-Via requests came.
+fn plain_registry(lab: &Lab, address: Ipv4Addr, port: u16) -> Lines {
+    let listener = lab.namespace().listen((address, port).into()).expect("a listener");
+    let lines = Lines::default();
+    let seen = lines.clone();
+    std::thread::spawn(move || {
+        for tcp in listener.incoming().flatten() {
+            let seen = seen.clone();
+            std::thread::spawn(move || {
+                let note = |head: Head| {
+                    let field = |name| head.field(name).unwrap_or("none").to_owned();
+                    format!("{} {}", field("Authorization"), field("X-Via"))
+                };
+                answer_all(tcp, &seen, note)
+            });
+        }
+    });
+    lines
+}
+
+#[test]
+fn credentials_of_a_rule_are_not_sent_without_tls_unless_its_key_says_so() {
+    let lab = Lab::new("clear-credentials");
+    let _proxy = in_lab(
+        &lab,
+        "headers:\n  \"*.test\": &rule\n    set: {Authorization: \"Bearer 1njected\"}\n    \
+         append: {X-Via: build}\n  \"http://said.test:5000\": *rule\n",
+    );
+    let get = |url: &str, fields: &[(&str, &str)]| {
+        let mut client = Client::on(lab.connect(at(17_080)).expect("the proxy"));
+        assert_eq!(client.get_with(url, fields).text(), "ok", "{url}");
+    };
+    let lines = plain_registry(&lab, lab.add_host("unsaid.test"), 5000);
+    get("http://unsaid.test:5000/v2/", &[]);
+    get("http://unsaid.test:5000/v2/", &[("Authorization", "Basic own")]);
+    // By way of the cache, too.
+    get(&format!("http://unsaid.test:5000{}", blob_path("a", &Body::bytes("ok"))), &[]);
+    let said = lines.lock().unwrap().clone();
+    assert_eq!(said[..3], ["none build", "Basic own build", "none build"]);
+    let address = lab.add_host("said.test");
+    let lines = plain_registry(&lab, address, 5000);
+    get("http://said.test:5000/v2/", &[]);
+    assert_eq!(*lines.lock().unwrap(), [format!("{INJECTED} build")]);
+    let lines = plain_registry(&lab, address, 5001);
+    get("http://said.test:5001/v2/", &[]);
+    assert_eq!(*lines.lock().unwrap(), ["none build"], "the key names another port");
+}
+
+#[test]
+fn credentials_of_a_rule_go_to_every_port_with_tls_and_to_loopback_without() {
+    let setup = Setup::new().with(json!({ "headers": { "*.test": {
+        "set": { "Authorization": INJECTED }, "append": { "X-Via": "build" },
+    } } }));
+    let proxy = setup.start();
+    let all = (Some(INJECTED.to_owned()), Some("build".to_owned()));
+    for origin in [
+        Origin::https(names::REGISTRY),
+        Origin::https(names::REGISTRY),
+        Origin::http(names::REGISTRY),
+    ] {
+        assert_eq!(came_with(&proxy, &origin, "/v2/"), all);
+    }
+}
+
+#[test]
+fn credentials_for_loopback_do_not_leave_it_when_the_name_changes() {
+    let lab = Lab::new("credentials-rebinding");
+    let elsewhere = lab.add_host("elsewhere.test");
+    let lines = plain_registry(&lab, elsewhere, 5000);
+    name_server(&lab, vec![Ipv4Addr::LOCALHOST, elsewhere]);
+    let _proxy = in_lab(
+        &lab,
+        "proxy: {workers: 1, deny_destinations: []}\nheaders:\n  \"*.test\":\n    \
+         set: {Authorization: \"Bearer 1njected\"}\n",
+    );
+    let get = || Client::on(lab.connect(at(17_080)).expect("the proxy")).get(URL);
+    const URL: &str = "http://rebinding.test:5000/v2/";
+    // Nothing listens on loopback, and the failure makes the proxy forget the address.
+    get().assert_own_error(&[503]);
+    wait_until("the new address", || (get().status == 200).then_some(()));
+    let lines = lines.lock().unwrap();
+    assert!(lines.iter().all(|line| line == "none none"), "{lines:?}");
 }

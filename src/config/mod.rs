@@ -14,6 +14,7 @@
 mod at;
 mod defaults;
 mod error;
+mod header;
 mod parent;
 mod pattern;
 mod pin;
@@ -35,6 +36,7 @@ use ipnet::IpNet;
 
 pub use error::ConfigError;
 use error::Places;
+pub use header::{HeaderField, HeaderRule, HeaderScope};
 pub use parent::{Credentials, Direct, ParentProxy};
 pub use pattern::HostPattern;
 pub use pin::Pin;
@@ -54,7 +56,7 @@ pub struct Config {
     pub cache: Cache,
     /// How upstreams are reached.
     pub upstream: Upstream,
-    /// Header rules in the order of the file; no two have the same pattern.
+    /// Header rules in the order of the file; no two have the same scope.
     pub headers: Vec<HeaderRule>,
     /// Which hosts may be reached at all.
     pub allowlist: Allowlist,
@@ -98,7 +100,9 @@ impl Config {
 
     /// The hosts whose TLS is opened.
     pub fn intercepted(&self) -> impl Iterator<Item = &HostPattern> {
-        self.tls.intercept.iter().chain(self.headers.iter().map(|rule| &rule.pattern))
+        // A rule for requests without TLS gives no reason to open any.
+        let over_tls = self.headers.iter().filter(|rule| rule.scope.plain.is_none());
+        self.tls.intercept.iter().chain(over_tls.map(|rule| &rule.scope.pattern))
     }
 
     /// An error about `key`, with the place where the key was written, for checks that are made
@@ -209,27 +213,6 @@ pub struct Upstream {
     pub proxy: Option<ParentProxy>,
     /// What is reached without the parent proxy.
     pub no_proxy: Vec<Direct>,
-}
-
-/// One host pattern under `headers`. Names are RFC 9110 tokens and none that frames or routes a
-/// message; values are visible ASCII, blanks and tabs.
-#[derive(Clone, Debug, PartialEq)]
-pub struct HeaderRule {
-    /// The hosts it is for.
-    pub pattern: HostPattern,
-    /// Fields that replace what the client sent; no name twice.
-    pub set: Vec<HeaderField>,
-    /// Fields that are added; no name twice.
-    pub append: Vec<HeaderField>,
-}
-
-/// A header field of a rule.
-#[derive(Clone, Debug, PartialEq)]
-pub struct HeaderField {
-    /// The name as it was written.
-    pub name: String,
-    /// The value; secret, since most are credentials.
-    pub value: Secret,
 }
 
 /// Key `allowlist`.

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::{
     Access, Allowlist, Cache, Config, Format, HeaderField, HeaderRule, Ktls, Level, Limits,
-    Logging, PinRule, Proxy, Secret, Tls, Upstream, value,
+    Logging, PinRule, Proxy, Tls, Upstream, value,
 };
 
 const MASK: &str = "***";
@@ -98,7 +98,7 @@ fn headers(out: &mut Out, rules: &[HeaderRule]) {
     }
     out.section("headers");
     for rule in rules {
-        let _ = writeln!(out.0, "  {}:", quote(rule.pattern.as_str()));
+        let _ = writeln!(out.0, "  {}:", quote(&rule.scope.to_string()));
         fields(out, "set", &rule.set);
         fields(out, "append", &rule.append);
     }
@@ -111,13 +111,9 @@ fn fields(out: &mut Out, key: &str, fields: &[HeaderField]) {
     }
     let _ = writeln!(out.0, "    {key}:");
     for field in fields {
-        let value = shown(&field.name, &field.value);
+        let value = if field.is_credential() { MASK } else { field.value.expose() };
         let _ = writeln!(out.0, "      {}: {}", quote(&field.name), quote(value));
     }
-}
-
-fn shown<'a>(name: &str, value: &'a Secret) -> &'a str {
-    if value::is_secret_name(name) { MASK } else { value.expose() }
 }
 
 fn allowlist(out: &mut Out, allowlist: &Allowlist) {

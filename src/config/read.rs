@@ -6,6 +6,7 @@
 use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::time::Duration;
 
 use super::at::At;
@@ -14,7 +15,7 @@ use super::pattern::{self, HostPattern};
 use super::tree::{self, Entry, Node, Value};
 use super::{
     Access, Allowlist, Cache, Config, DEFAULT_FILE, Format, HeaderField, HeaderRule, Ktls, Level,
-    Limits, Logging, PinRule, Proxy, Secret, Tls, Upstream, parent, pin, ports, value,
+    Limits, Logging, PinRule, Proxy, Secret, Tls, Upstream, header, parent, pin, ports, value,
 };
 
 /// A configuration larger than this is some other file.
@@ -250,7 +251,8 @@ fn pins(at: &At) -> Result<Vec<PinRule>, ConfigError> {
     let mut rules: Vec<PinRule> = Vec::new();
     for entry in at.section()? {
         let at = at.below(entry);
-        let pattern = host_key(&at, entry, rules.iter().map(|rule| &rule.pattern))?;
+        let before = rules.iter().map(|rule| &rule.pattern);
+        let pattern = host_key(&at, entry, pattern::EXPECTED, before)?;
         let keys = at.list(|at| at.parsed(pin::EXPECTED, |text| text.parse().ok()))?;
         if keys.is_empty() {
             return Err(at.error("an empty list", pin::EXPECTED));
@@ -260,17 +262,17 @@ fn pins(at: &At) -> Result<Vec<PinRule>, ConfigError> {
     Ok(rules)
 }
 
-/// A host pattern that stands for a key, once.
-fn host_key<'p>(
+/// Hosts that stand for a key, once.
+fn host_key<'h, H: FromStr + PartialEq + 'h>(
     at: &At,
     entry: &Entry,
-    mut before: impl Iterator<Item = &'p HostPattern>,
-) -> Result<HostPattern, ConfigError> {
-    let pattern = entry.key.parse();
-    let pattern = pattern.map_err(|_| at.error(&quoted(&entry.key), pattern::EXPECTED))?;
-    match before.any(|other| *other == pattern) {
+    expected: &str,
+    mut before: impl Iterator<Item = &'h H>,
+) -> Result<H, ConfigError> {
+    let hosts = entry.key.parse().map_err(|_| at.error(&quoted(&entry.key), expected))?;
+    match before.any(|other| *other == hosts) {
         true => Err(at.error("the host a second time", "it once")),
-        false => Ok(pattern),
+        false => Ok(hosts),
     }
 }
 
@@ -363,9 +365,9 @@ fn headers(at: &At, places: &mut Places) -> Result<Vec<HeaderRule>, ConfigError>
     let mut rules: Vec<HeaderRule> = Vec::new();
     for entry in at.section()? {
         let at = at.below(entry);
-        let pattern = host_key(&at, entry, rules.iter().map(|rule| &rule.pattern))?;
+        let scope = host_key(&at, entry, header::EXPECTED, rules.iter().map(|rule| &rule.scope))?;
         places.note(&at.key, at.place.clone());
-        let mut rule = HeaderRule { pattern, set: Vec::new(), append: Vec::new() };
+        let mut rule = HeaderRule { scope, set: Vec::new(), append: Vec::new() };
         for entry in at.section()? {
             let at = at.below(entry);
             match entry.key.as_str() {

@@ -44,10 +44,8 @@ fn what_says_nothing_is_the_defaults() {
     }
 }
 
-#[test]
-fn every_key_is_read() {
-    let config = parse(
-        r#"
+/// Every key with another value than its default.
+const OTHERS: &str = r#"
 proxy:
   bind: ["::", 192.0.2.1]
   port: 0
@@ -97,8 +95,11 @@ limits:
   max_connections: 1
   max_redirects: 0
   shutdown_grace: 0s
-"#,
-    );
+"#;
+
+#[test]
+fn every_key_is_read() {
+    let config = parse(OTHERS);
     assert_eq!(config.proxy.bind.len(), 2);
     assert_eq!(config.proxy.api_hosts, ["proxy.corp.example", "localhost"]);
     assert_eq!(config.proxy.api_token, Some(Secret::new("t0ken")));
@@ -106,7 +107,7 @@ limits:
     assert_eq!((config.tls.ktls, config.cache.access), (Ktls::Off, Access::Trust));
     assert_eq!((config.cache.max_size, config.cache.min_free), (20_000_000_000, 0));
     assert_eq!(config.upstream.connect_timeout, Duration::from_millis(500));
-    assert_eq!(config.headers[0].pattern.as_str(), "registry.example.com");
+    assert_eq!(config.headers[0].scope.pattern.as_str(), "registry.example.com");
     assert_eq!(config.headers[0].set[1].value.expose(), "0012");
     assert_eq!(config.logging.file, Some(PathBuf::from("/var/log/x.log")));
     assert_eq!((config.logging.level, config.limits.max_redirects), (Level::Warn, 0));

@@ -21,11 +21,11 @@ use std::sync::Arc;
 use regex_automata::meta::Regex;
 
 use crate::config::{self, Config, ConfigError, HostPattern, ParentProxy, PinRule};
-use crate::http::Host;
+use crate::http::{Host, Scheme};
 
 pub use access::{HostVerdict, Listeners, Refusal};
 pub use admission::{Admission, Ask, Reason};
-pub use rewrite::{HeaderRule, leave_origin, pass_request, pass_response, stored_fields};
+pub use rewrite::{HeaderRule, Injected, leave_origin, pass_request, pass_response, stored_fields};
 
 /// The configuration as rules that can be asked. A clone shares the rules and has caches of its
 /// own: one for each thread keeps the threads out of each other's way.
@@ -73,9 +73,11 @@ impl Policy {
         self.rules.intercept.iter().any(|pattern| covers(pattern, host))
     }
 
-    /// The header rule for requests to this host: that of the most specific pattern.
-    pub fn header_rule(&self, host: &Host) -> Option<&HeaderRule> {
-        self.rules.headers.iter().find(|rule| covers(rule.pattern(), host))
+    /// The header rule for requests to this origin: that of the most specific pattern, and of two
+    /// with the same one that which is for requests without TLS alone.
+    pub fn header_rule(&self, scheme: Scheme, host: &Host, port: u16) -> Option<&HeaderRule> {
+        let plain = (scheme == Scheme::Http).then_some(port);
+        self.rules.headers.iter().find(|rule| rule.covers(host, plain))
     }
 
     /// The parent proxy through which this host is reached, `None` where it is dialled directly.
@@ -112,11 +114,14 @@ mod tests {
 
     #[test]
     fn hosts_under_headers_are_intercepted_too() {
-        let policy = policy("tls: {intercept: [ghcr.io]}\nheaders: {'*.corp': , 10.0.0.1: }\n");
+        let policy = policy(
+            "tls: {intercept: [ghcr.io]}\n\
+             headers: {'*.corp': , 10.0.0.1: , 'http://a.lab:443': , 'http://10.0.0.2': }\n",
+        );
         for name in ["ghcr.io", "a.corp", "10.0.0.1"] {
             assert!(policy.intercepts(&host(name)), "{name}");
         }
-        for name in ["quay.io", "corp", "a.ghcr.io", "10.0.0.2", "[::1]"] {
+        for name in ["quay.io", "corp", "a.ghcr.io", "10.0.0.2", "[::1]", "a.lab"] {
             assert!(!policy.intercepts(&host(name)), "{name}");
         }
         let all = super::policy("tls: {intercept: ['*']}\n");

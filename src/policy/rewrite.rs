@@ -1,31 +1,61 @@
 //! Header rules, and which fields never cross the proxy.
 
-use super::Policy;
-use crate::config::{Config, ConfigError, HeaderField, HostPattern};
-use crate::http::{Fields, Malformed};
+use super::{Policy, covers};
+use crate::config::{Config, ConfigError, HeaderField, HeaderScope};
+use crate::http::{Fields, Host, Malformed, Scheme};
 
-/// What is set in and added to requests to the hosts of one pattern.
+/// What is set in and added to requests of one scope.
 pub struct HeaderRule {
-    pattern: HostPattern,
+    scope: HeaderScope,
     set: Fields,
     append: Fields,
+    /// Names of the fields that hold credentials.
+    credentials: Vec<Box<str>>,
+}
+
+/// What of a header rule goes into a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Injected {
+    /// All of it.
+    All,
+    /// All of it, and nothing but loopback may be connected to for it.
+    AtLoopback,
+    /// What holds no credentials.
+    Harmless,
+    /// Nothing.
+    Nothing,
 }
 
 impl HeaderRule {
-    /// The hosts it is for.
-    pub fn pattern(&self) -> &HostPattern {
-        &self.pattern
+    /// Whether it is for requests to this host; `plain`: their port, where they go without TLS.
+    pub(super) fn covers(&self, host: &Host, plain: Option<u16>) -> bool {
+        covers(&self.scope.pattern, host)
+            && (self.scope.plain.is_none() || self.scope.plain == plain)
     }
 
-    /// Sets and adds the rule's fields in a request to a host of the pattern.
+    /// Whether a request of this scheme would carry its credentials in the clear though its key
+    /// does not say so.
+    pub fn would_leak(&self, scheme: Scheme) -> bool {
+        let asked_for = scheme == Scheme::Https || self.scope.plain.is_some();
+        !asked_for && !self.credentials.is_empty()
+    }
+
+    /// Sets and adds the rule's fields in a request of its scope.
     ///
     /// # Errors
     /// When the head grows beyond all measure; it is not to be sent then.
-    pub fn apply(&self, request: &mut Fields) -> Result<(), Malformed> {
-        for (name, value) in self.set.iter() {
+    pub fn apply(&self, request: &mut Fields, injected: Injected) -> Result<(), Malformed> {
+        let goes = |name: &str| match injected {
+            Injected::All | Injected::AtLoopback => true,
+            Injected::Harmless => {
+                !self.credentials.iter().any(|other| other.eq_ignore_ascii_case(name))
+            }
+            Injected::Nothing => false,
+        };
+        for (name, value) in self.set.iter().filter(|(name, _)| goes(name)) {
             request.set(name, value)?;
         }
-        for (name, value) in self.append.iter() {
+        for (name, value) in self.append.iter().filter(|(name, _)| goes(name)) {
             request.push(name, value)?;
         }
         Ok(())
@@ -45,16 +75,19 @@ pub(super) fn compile(config: &Config) -> Result<Vec<HeaderRule>, ConfigError> {
             let mut fields = Fields::new();
             for field in listed {
                 fields.push(&field.name, field.value.expose()).map_err(|error| {
-                    let key = format!("headers.{}.{action}.{}", rule.pattern, field.name);
+                    let key = format!("headers.{}.{action}.{}", rule.scope, field.name);
                     config.error(&key, &error.to_string(), "a header that can be sent")
                 })?;
             }
             Ok::<_, ConfigError>(fields)
         };
         let (set, append) = (fields(&rule.set, "set")?, fields(&rule.append, "append")?);
-        rules.push(HeaderRule { pattern: rule.pattern.clone(), set, append });
+        let secret = rule.set.iter().chain(&rule.append).filter(|field| field.is_credential());
+        let credentials = secret.map(|field| field.name.as_str().into()).collect();
+        rules.push(HeaderRule { scope: rule.scope.clone(), set, append, credentials });
     }
-    rules.sort_by_key(|rule| std::cmp::Reverse(rule.pattern.specificity()));
+    let order = |scope: &HeaderScope| (scope.pattern.specificity(), scope.plain.is_some());
+    rules.sort_by_key(|rule| std::cmp::Reverse(order(&rule.scope)));
     Ok(rules)
 }
 
@@ -153,16 +186,18 @@ fn starts_with(name: &str, prefix: &str) -> bool {
 }
 
 impl Policy {
-    /// Applies the rule for the host, if there is one.
+    /// Applies the rule for the origin, if there is one.
     ///
     /// # Errors
     /// As for [`HeaderRule::apply`].
     pub fn apply_headers(
         &self,
-        host: &crate::http::Host,
+        (scheme, host, port): (Scheme, &Host, u16),
         request: &mut Fields,
+        injected: Injected,
     ) -> Result<(), Malformed> {
-        self.header_rule(host).map_or(Ok(()), |rule| rule.apply(request))
+        let rule = self.header_rule(scheme, host, port);
+        rule.map_or(Ok(()), |rule| rule.apply(request, injected))
     }
 }
 
@@ -182,6 +217,20 @@ mod tests {
         let mut out = Vec::new();
         fields.write_to(&mut out);
         String::from_utf8(out).unwrap()
+    }
+
+    fn rule<'p>(
+        policy: &'p Policy,
+        scheme: Scheme,
+        host: &str,
+        port: u16,
+    ) -> Option<&'p HeaderRule> {
+        policy.header_rule(scheme, &Host::parse(host).unwrap(), port)
+    }
+
+    fn inject(policy: &Policy, host: &str, request: &mut Fields) {
+        let origin = (Scheme::Https, &Host::parse(host).unwrap(), 443);
+        policy.apply_headers(origin, request, Injected::All).unwrap();
     }
 
     const RULES: &str = r#"
@@ -209,14 +258,13 @@ headers:
             ("10.0.0.1", "ip"),
         ] {
             let mut request = Fields::new();
-            policy.apply_headers(&Host::parse(host).unwrap(), &mut request).unwrap();
+            inject(&policy, host, &mut request);
             assert_eq!(request.get_str("x-rule"), Some(expected), "{host}");
         }
         let none = super::super::policy("headers: {ghcr.io: }");
-        assert!(none.header_rule(&Host::parse("quay.io").unwrap()).is_none());
-        let rule = none.header_rule(&Host::parse("ghcr.io").unwrap()).unwrap();
+        assert!(rule(&none, Scheme::Https, "quay.io", 443).is_none());
         let mut request = fields(&[("A", "1")]);
-        rule.apply(&mut request).unwrap();
+        inject(&none, "ghcr.io", &mut request);
         assert_eq!(text(&request), "A: 1\r\n");
     }
 
@@ -225,16 +273,65 @@ headers:
         let policy = policy(RULES);
         let mut request =
             fields(&[("authorization", "Basic x"), ("x-via", "a"), ("AUTHORIZATION", "Basic y")]);
-        policy.apply_headers(&Host::parse("reg.eu.corp").unwrap(), &mut request).unwrap();
+        inject(&policy, "reg.eu.corp", &mut request);
         assert_eq!(request.count("authorization"), 1);
         assert_eq!(request.get_str("authorization"), Some("Bearer s3cret"));
         assert_eq!(request.tokens("x-via").collect::<Vec<_>>(), ["a", "build"]);
     }
 
     #[test]
+    fn rules_for_the_open_wire_are_for_one_port_of_it() {
+        let policy = policy(
+            r#"
+headers:
+  "*.corp": { set: { X-Rule: below, Authorization: s3cret } }
+  "reg.corp": { set: { X-Rule: tls } }
+  "http://reg.corp": { set: { X-Rule: eighty, Cookie: s3cret } }
+  "http://reg.corp:5000": { set: { X-Rule: other } }
+"#,
+        );
+        let value = |scheme, host: &str, port| {
+            let mut request = Fields::new();
+            rule(&policy, scheme, host, port).unwrap().apply(&mut request, Injected::All).unwrap();
+            request.get_str("x-rule").unwrap().to_owned()
+        };
+        for (scheme, host, port, expected) in [
+            (Scheme::Https, "reg.corp", 443, "tls"),
+            (Scheme::Https, "reg.corp", 80, "tls"),
+            (Scheme::Http, "reg.corp", 80, "eighty"),
+            (Scheme::Http, "reg.corp", 5000, "other"),
+            (Scheme::Http, "reg.corp", 5001, "tls"),
+            (Scheme::Http, "a.corp", 80, "below"),
+        ] {
+            assert_eq!(value(scheme, host, port), expected, "{scheme} {host} {port}");
+        }
+        let leaks = |scheme, host| rule(&policy, scheme, host, 80).unwrap().would_leak(scheme);
+        assert!(leaks(Scheme::Http, "a.corp"));
+        assert!(!leaks(Scheme::Https, "a.corp") && !leaks(Scheme::Http, "reg.corp"));
+    }
+
+    #[test]
+    fn credentials_are_told_from_the_rest() {
+        let policy = policy(
+            "headers: {a.io: {set: {Authorization: s3cret, X-A: 1}, append: {private-TOKEN: t}}}",
+        );
+        let rule = rule(&policy, Scheme::Http, "a.io", 80).unwrap();
+        for (injected, expected) in [
+            (Injected::All, "Authorization: s3cret\r\nX-A: 1\r\nprivate-TOKEN: t\r\n"),
+            (Injected::AtLoopback, "Authorization: s3cret\r\nX-A: 1\r\nprivate-TOKEN: t\r\n"),
+            (Injected::Harmless, "Authorization: client\r\nX-A: 1\r\n"),
+            (Injected::Nothing, "Authorization: client\r\n"),
+        ] {
+            let mut request = fields(&[("Authorization", "client")]);
+            rule.apply(&mut request, injected).unwrap();
+            assert_eq!(text(&request), expected, "{injected:?}");
+        }
+    }
+
+    #[test]
     fn credentials_and_injected_fields_stay_with_their_host() {
         let policy = policy(RULES);
-        let rule = policy.header_rule(&Host::parse("reg.eu.corp").unwrap());
+        let rule = rule(&policy, Scheme::Https, "reg.eu.corp", 443);
         let mut request = fields(&[
             ("Accept", "*/*"),
             ("authorization", "Bearer s3cret"),

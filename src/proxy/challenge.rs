@@ -3,11 +3,12 @@
 
 use serde::Deserialize;
 
-use super::Worker;
 use super::fetch::Recipe;
 use super::url::Url;
+use super::{Terms, Worker};
 use crate::http::{Fields, Method, Version};
 use crate::net::BodyReader;
+use crate::policy::Injected;
 
 /// Bytes of a token's answer at most.
 const TOKEN_MAX: usize = 64 * 1024;
@@ -77,9 +78,8 @@ pub async fn anonymous_token(
         received: Version::Http11,
         url,
         fields: Fields::new(),
-        listed: true,
+        terms: Terms { listed: true, injected: Injected::Nothing },
         as_asked: false,
-        anonymous: true,
     };
     let fetched = recipe.fetch_first(worker).await.ok()?;
     if matches!(fetched.head.status, 401 | 403) {

@@ -8,7 +8,7 @@ use super::answer::{Answer, Reply, page};
 use super::fetch::Recipe;
 use super::session::{Client, End};
 use super::url::Url;
-use super::{Worker, candidate, pass};
+use super::{Terms, Worker, candidate, pass};
 use crate::http::{Framing, Method, RequestHead, Target, keeps_alive, request_framing};
 use crate::policy::rights::{RegistryPath, RepositoryId};
 use crate::policy::{self, Admission, Ask, HostVerdict, Refusal};
@@ -28,8 +28,8 @@ pub struct Request {
     pub framing: Framing,
     /// Whether the client wants to send another.
     pub keep_alive: bool,
-    /// Whether the host may be reached at any allowed address, by the allowlist.
-    pub listed: bool,
+    /// What was settled about whom it is for.
+    pub terms: Terms,
     /// When its head had come.
     pub started: Instant,
     /// What [`Request::repository`] has found out.
@@ -67,8 +67,8 @@ impl Request {
         let mut fields = self.head.fields.clone();
         policy::pass_request(&mut fields);
         let (method, url) = (self.head.method.clone(), self.url.clone());
-        let (received, listed) = (self.head.version, self.listed);
-        Recipe { method, received, url, fields, listed, as_asked: false, anonymous: false }
+        let (received, terms) = (self.head.version, self.terms);
+        Recipe { method, received, url, fields, terms, as_asked: false }
     }
 
     /// Whether a body follows the head.
@@ -171,7 +171,8 @@ pub async fn exchange(
         }
     };
     let repository = OnceCell::new();
-    let request = Request { head, url, framing, keep_alive, listed, started, repository };
+    let terms = Terms { listed, injected: worker.injected(&url).await };
+    let request = Request { head, url, framing, keep_alive, terms, started, repository };
     match worker.policy.admit(&request.ask()) {
         Admission::Pass(reason) => {
             Stats::add(&worker.stats.passed, 1);

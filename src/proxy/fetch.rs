@@ -5,15 +5,15 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-use super::Worker;
 use super::answer::Answer;
 use super::url::Url;
+use super::{Terms, Worker};
 use crate::http::{
     Authority, Fields, Framing, Malformed, Method, RequestHead, ResponseHead, Scheme, Target,
     Version, claims_a_body, keeps_alive, response_framing,
 };
 use crate::net::{BodyReader, Conn, NetError, Origin};
-use crate::policy;
+use crate::policy::{self, Injected};
 
 /// An idle connection is used again for a request that may be sent twice within any age.
 const ANY_AGE: Duration = Duration::MAX;
@@ -79,12 +79,10 @@ pub struct Recipe {
     pub url: Url,
     /// The client's end-to-end fields.
     pub fields: Fields,
-    /// Whether the URL's host may be reached at any allowed address, by the allowlist.
-    pub listed: bool,
+    /// What was settled about the URL.
+    pub terms: Terms,
     /// Whether the client's own range and conditions go along: its answer is for it alone.
     pub as_asked: bool,
-    /// Whether the header rules, which may hold credentials, are left out.
-    pub anonymous: bool,
 }
 
 /// An upstream connection whose answer's head has been read.
@@ -121,14 +119,12 @@ impl Recipe {
     pub async fn fetch(&self, worker: &Worker, from: Option<u64>) -> Result<Fetched, FetchError> {
         let mut url = self.url.clone();
         let mut fields = self.fields.clone();
-        let mut listed = self.listed;
+        let mut terms = self.terms;
         let mut redirect = None;
         for _ in 0..=worker.limits.max_redirects {
-            // What a rule puts in for a host is not for another port or scheme it redirects to.
-            let elsewhere = url.host == self.url.host && !url.same_origin(&self.url);
-            let request = self.request(worker, &url, &fields, from, elsewhere);
+            let request = self.request(worker, &url, &fields, from, terms.injected);
             let request = request.map_err(peer(&url))?;
-            let mut fetched = send(worker, &url, &request, listed).await.map_err(peer(&url))?;
+            let mut fetched = send(worker, &url, &request, terms).await.map_err(peer(&url))?;
             if !matches!(fetched.head.status, 301 | 302 | 303 | 307 | 308) {
                 fetched.redirect = redirect;
                 return Ok(fetched);
@@ -139,9 +135,16 @@ impl Recipe {
             tracing::debug!(from = %url, to = %next, status = fetched.head.status, "redirect");
             discard(worker, fetched).await;
             if !url.same_origin(&next) {
-                policy::leave_origin(&mut fields, worker.policy.header_rule(&url.host));
-                // Whom an allowed registry sends us to is allowed for this transfer.
-                listed = true;
+                let rule = worker.policy.header_rule(url.scheme, &url.host, url.port);
+                policy::leave_origin(&mut fields, rule);
+                // Whom an allowed registry sends us to is allowed for this transfer. What a rule
+                // puts in for a host is not for another port or scheme it redirects to.
+                let elsewhere = next.host == self.url.host && !next.same_origin(&self.url);
+                let injected = match elsewhere {
+                    true => Injected::Nothing,
+                    false => worker.injected(&next).await,
+                };
+                terms = Terms { listed: true, injected };
             }
             url = next;
         }
@@ -151,8 +154,8 @@ impl Recipe {
     /// Makes the request without a body and reads the head of the first answer, redirect or not.
     pub async fn fetch_first(&self, worker: &Worker) -> Result<Fetched, FetchError> {
         let (url, fields) = (&self.url, &self.fields);
-        let request = self.request(worker, url, fields, None, false).map_err(peer(url))?;
-        send(worker, url, &request, self.listed).await.map_err(peer(url))
+        let request = self.request(worker, url, fields, None, self.terms.injected);
+        send(worker, url, &request.map_err(peer(url))?, self.terms).await.map_err(peer(url))
     }
 
     fn request(
@@ -161,7 +164,7 @@ impl Recipe {
         url: &Url,
         fields: &Fields,
         from: Option<u64>,
-        elsewhere: bool,
+        injected: Injected,
     ) -> Result<RequestHead, Malformed> {
         let mut fields = fields.clone();
         if !self.as_asked {
@@ -174,10 +177,7 @@ impl Recipe {
         if let Some(from) = from {
             fields.set("Range", format!("bytes={from}-"))?;
         }
-        if self.anonymous || elsewhere {
-            return framed(worker, self.received, self.method.clone(), url, fields);
-        }
-        outgoing(worker, self.received, self.method.clone(), url, fields)
+        outgoing(worker, self.received, self.method.clone(), url, fields, injected)
     }
 }
 
@@ -198,19 +198,9 @@ pub fn outgoing(
     method: Method,
     url: &Url,
     mut client: Fields,
+    injected: Injected,
 ) -> Result<RequestHead, Malformed> {
-    worker.policy.apply_headers(&url.host, &mut client)?;
-    framed(worker, received, method, url, client)
-}
-
-/// [`outgoing`] without the header rule.
-fn framed(
-    worker: &Worker,
-    received: Version,
-    method: Method,
-    url: &Url,
-    mut client: Fields,
-) -> Result<RequestHead, Malformed> {
+    worker.policy.apply_headers((url.scheme, &url.host, url.port), &mut client, injected)?;
     client.remove("host");
     client.push("Via", worker.via(received))?;
     let mut fields = Fields::new();
@@ -236,17 +226,17 @@ async fn send(
     worker: &Worker,
     url: &Url,
     request: &RequestHead,
-    listed: bool,
+    terms: Terms,
 ) -> Result<Fetched, NetError> {
     let mut bytes = Vec::new();
     request.write_to(&mut bytes);
-    let (conn, reused) = connect(worker, url, listed, &request.method).await?;
+    let (conn, reused) = connect(worker, url, terms, &request.method).await?;
     let conn = match attempt(worker, conn, &bytes).await {
         Ok(answer) => return finish(worker, request, url, answer),
         // The server closed the idle connection as the request was on its way: nobody has seen it.
         Err(Attempt { error, silent: true }) if reused && request.method.is_idempotent() => {
             tracing::debug!(host = %url.host, %error, "idle connection was stale");
-            worker.dial(url, listed).await?
+            worker.dial(url, terms).await?
         }
         Err(Attempt { error, .. }) => return Err(worker.named(url, error)),
     };
@@ -260,23 +250,23 @@ async fn send(
 pub async fn connect(
     worker: &Worker,
     url: &Url,
-    listed: bool,
+    terms: Terms,
     method: &Method,
 ) -> Result<(Conn, bool), NetError> {
     let age = if method.is_idempotent() { ANY_AGE } else { FRESH };
     let behind_parent = worker.policy.parent(&url.host).is_some();
     let permit = |address: SocketAddr| {
         // The peer of a connection through a parent is the parent.
-        if behind_parent { Ok(()) } else { worker.permit(&url.host, address, listed) }
+        if behind_parent { Ok(()) } else { worker.permit_for(&url.host, address, terms) }
     };
     if behind_parent && url.scheme == Scheme::Http {
         // The parent looks the name up for each request, whichever connection it comes on.
-        worker.judge(&url.host, url.port, listed, false).await?;
+        worker.judge(&url.host, url.port, terms.listed, false).await?;
     }
     if let Some(conn) = worker.dialer.reuse(&url.origin(), age, &permit) {
         return Ok((conn, true));
     }
-    Ok((worker.dial(url, listed).await?, false))
+    Ok((worker.dial(url, terms).await?, false))
 }
 
 struct Attempt {

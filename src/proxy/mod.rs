@@ -36,7 +36,7 @@ use self::url::Url;
 use crate::cache::Cache;
 use crate::http::{Fields, HeadLimits, Host, Scheme, Version};
 use crate::net::{Ca, Conn, Dialer, NetError, Parent, ParentFault, Resolver};
-use crate::policy::{Listeners, Policy};
+use crate::policy::{Injected, Listeners, Policy};
 use crate::stats::Stats;
 
 /// How long a name look-up may hold a CONNECT up that will be answered without one.
@@ -89,6 +89,15 @@ pub struct Worker {
     pub drain: Rc<Drain>,
 }
 
+/// What was settled about a destination before it is connected to.
+#[derive(Clone, Copy, Debug)]
+struct Terms {
+    /// Whether the host may be reached at any allowed address, by the allowlist.
+    listed: bool,
+    /// What of the header rule for it goes along.
+    injected: Injected,
+}
+
 impl Worker {
     /// What our own `Via` says of a message that came in this version (RFC 9110, section 7.6.3).
     fn via(&self, received: Version) -> String {
@@ -106,6 +115,34 @@ impl Worker {
                 .nth(1)
                 .is_some_and(|by| by.eq_ignore_ascii_case(&self.pseudonym))
         })
+    }
+
+    /// What of the header rule for a URL goes along. Credentials go in the clear where the rule's
+    /// key says so, and to this machine.
+    async fn injected(&self, url: &Url) -> Injected {
+        let rule = self.policy.header_rule(url.scheme, &url.host, url.port);
+        if !rule.is_some_and(|rule| rule.would_leak(url.scheme)) {
+            return Injected::All;
+        }
+        let limit = JUDGE_MAX.min(self.limits.connect_timeout);
+        let addresses = match self.policy.parent(&url.host) {
+            Some(_) => Vec::new(),
+            None => self.resolver.glance(&url.host, limit, true).await,
+        };
+        if !addresses.is_empty() && addresses.iter().all(|ip| ip.to_canonical().is_loopback()) {
+            return Injected::AtLoopback;
+        }
+        tracing::info!(host = %url.host, port = url.port,
+            "credentials of `headers` stay behind: they are not sent without TLS");
+        Injected::Harmless
+    }
+
+    /// As [`Worker::permit`], also as far as what goes along is not for every address.
+    fn permit_for(&self, host: &Host, address: SocketAddr, terms: Terms) -> Result<(), Box<str>> {
+        if terms.injected == Injected::AtLoopback && !address.ip().to_canonical().is_loopback() {
+            return Err(format!("{host} at {} is not this machine any more", address.ip()).into());
+        }
+        self.permit(host, address, terms.listed)
     }
 
     /// Whether `address`, that `host` resolved to, may be connected to. `listed`: only addresses of
@@ -182,14 +219,14 @@ impl Worker {
     }
 
     /// A new connection for requests to `url`'s host. See [`Worker::tunnel`] for parents.
-    async fn dial(&self, url: &Url, listed: bool) -> Result<Conn, NetError> {
+    async fn dial(&self, url: &Url, terms: Terms) -> Result<Conn, NetError> {
         self.permit_port(url.scheme, url.port)?;
         Stats::add(&self.stats.dialled, 1);
-        let permit = |address: SocketAddr| self.permit(&url.host, address, listed);
+        let permit = |address: SocketAddr| self.permit_for(&url.host, address, terms);
         let Some(parent) = self.parent(&url.host) else {
             return self.dialer.dial(&url.origin(), None, &permit).await;
         };
-        self.judge(&url.host, url.port, listed, false).await?;
+        self.judge(&url.host, url.port, terms.listed, false).await?;
         self.dialer.dial(&url.origin(), Some(&parent), &|at| self.not_ourselves(at)).await
     }
 

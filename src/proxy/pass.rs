@@ -93,7 +93,7 @@ fn upstream_head(
         fields.push("Upgrade", protocol)?;
     }
     let (method, received) = (request.head.method.clone(), request.head.version);
-    outgoing(worker, received, method, &request.url, fields)
+    outgoing(worker, received, method, &request.url, fields, request.terms.injected)
 }
 
 /// Asks upstream, and passes on what it answers. A fault: nothing was answered.
@@ -102,10 +102,10 @@ async fn ask(
     client: &Client,
     request: &Request,
 ) -> Result<Result<(), End>, Fault> {
-    let (url, listed, method) = (&request.url, request.listed, &request.head.method);
+    let (url, terms, method) = (&request.url, request.terms, &request.head.method);
     let mut bytes = Vec::new();
     upstream_head(worker, request).map_err(upstreams)?.write_to(&mut bytes);
-    let (mut conn, reused) = connect(worker, url, listed, method).await.map_err(upstreams)?;
+    let (mut conn, reused) = connect(worker, url, terms, method).await.map_err(upstreams)?;
     let mut repeatable = reused && !request.has_body() && method.is_idempotent();
     loop {
         let mut upload = Upload::new(&client.conn, &conn, request);
@@ -115,7 +115,7 @@ async fn ask(
             {
                 // The server closed the idle connection as the request was on its way.
                 drop(upload);
-                conn = worker.dial(url, listed).await.map_err(upstreams)?;
+                conn = worker.dial(url, terms).await.map_err(upstreams)?;
                 repeatable = false;
                 continue;
             }

@@ -16,12 +16,12 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, Waker};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use super::Worker;
 use super::challenge::{anonymous_token, bearer_challenge};
 use super::drain::guarded;
 use super::exchange::Request;
 use super::fetch::{Recipe, outgoing};
 use super::url::Url;
+use super::{Terms, Worker};
 use crate::cache::Seen;
 use crate::http::{Fields, Method};
 use crate::key::Digest;
@@ -29,7 +29,7 @@ use crate::policy::rights::{
     Asked, Learned, Listing, MANIFEST_MAX, Manifest, Principal, Question, RegistryPath,
     RepositoryId, Rights, Secret, Verdict, Wanted, What,
 };
-use crate::policy::{self};
+use crate::policy::{self, Injected};
 use crate::stats::Stats;
 
 /// Questions one request asks at most before it goes upstream by itself.
@@ -246,7 +246,8 @@ impl<'a> Door<'a> {
         let mut fields = request.head.fields.clone();
         policy::pass_request(&mut fields);
         let (method, received) = (request.head.method.clone(), request.head.version);
-        let head = outgoing(worker, received, method, &request.url, fields).ok()?;
+        let injected = request.terms.injected;
+        let head = outgoing(worker, received, method, &request.url, fields, injected).ok()?;
         let principal = Principal::new(&access.secret, &head.fields, request.url.query());
         Some(Door { worker, access, request, principal })
     }
@@ -316,7 +317,8 @@ async fn ask_as_nobody(worker: &Worker, client: Recipe) -> Option<(u16, Fields)>
     }
     // Without the query, in which some registries take tokens.
     let url = Url { target: client.url.path().into(), ..client.url.clone() };
-    let mut bare = Recipe { method: Method::HEAD, url, fields, anonymous: true, ..client };
+    let terms = Terms { injected: Injected::Nothing, ..client.terms };
+    let mut bare = Recipe { method: Method::HEAD, url, fields, terms, ..client };
     let first = head_of(worker, &bare).await?;
     if first.0 != 401 {
         return Some(first);
