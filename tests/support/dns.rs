@@ -92,7 +92,7 @@ impl Dns {
     pub fn start_proxy(&self, setup: &Setup) -> Proxy {
         let resolv = setup.path("resolv.conf");
         let lines = format!(
-            "nameserver {}\nsearch .\noptions timeout:30 attempts:5 ndots:0\n",
+            "nameserver {}\nsearch elsewhere.invalid\noptions timeout:30 attempts:5 ndots:0\n",
             self.address
         );
         std::fs::write(&resolv, lines).expect("resolv.conf");

@@ -86,6 +86,12 @@ impl Origin {
         Origin::start(host, address.parse().expect("a socket address"), None)
     }
 
+    /// As [`Origin::at`], over TLS.
+    pub fn https_at(host: &str, address: &str) -> Origin {
+        let identity = Authority::trusted().server(&[host]);
+        Origin::start(host, address.parse().expect("a socket address"), Some(identity))
+    }
+
     fn start(host: &str, address: SocketAddr, identity: Option<Identity>) -> Origin {
         let listener = TcpListener::bind(address).unwrap_or_else(|e| panic!("{address}: {e}"));
         let address = listener.local_addr().expect("the origin's address");
