@@ -305,6 +305,10 @@ pub fn meta() -> Seeds {
             let meta = stored::meta(&key, len[usize::from(what)]);
             inputs.push([&[number | what << 1, 10], &meta[..]].concat());
         }
+        // Right but for the version of the format.
+        let meta = stored::meta(&key, stored::BODY.len());
+        let newer = String::from_utf8_lossy(&meta).replace("\"format\":1", "\"format\":2");
+        inputs.push([&[number, 10], newer.as_bytes()].concat());
     }
     let words = &[
         "{",
