@@ -26,8 +26,9 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
-use discobot_proxy::cache::HELD_BACK;
+use discobot_proxy::cache::{Cache, HELD_BACK, Options};
 use discobot_proxy::key::{Algorithm, Hasher, Key};
+use discobot_proxy::stats::Stats;
 use model::Model;
 use monoio::blocking::BlockingTask;
 use support::seed::{Rng, seeds};
@@ -74,6 +75,35 @@ fn a_planted_fault_is_caught() {
         let fault = (0..500).find_map(|seed| explore(seed, plant).err());
         let fault = fault.unwrap_or_else(|| panic!("{plant:?} was not noticed"));
         assert!(signs.iter().any(|sign| fault.contains(sign)), "{plant:?}: {fault}");
+    }
+}
+
+/// The scan lists files and then tells the index of them; what goes in between must not come back.
+#[test]
+fn what_is_cleared_while_the_scan_runs_stays_cleared() {
+    let folder = tempfile::tempdir().expect("a directory");
+    let dir = folder.path().to_owned();
+    let options = Options { dir, max_size: 1 << 30, min_free: 0, open_max: 4 };
+    for _ in 0..3 {
+        let cache = Cache::open(options.clone(), Arc::new(Stats::default())).expect("a cache");
+        let bodies = folder.path().join("blobs/sha256");
+        for number in 0..1000 {
+            fs::write(bodies.join(format!("{number:064x}")), "x").expect("a body");
+        }
+        let mut runtime = monoio::RuntimeBuilder::<monoio::LegacyDriver>::new()
+            .with_blocking_strategy(monoio::blocking::BlockingStrategy::ExecuteLocal)
+            .build()
+            .expect("a runtime");
+        let scan = {
+            let cache = cache.clone();
+            std::thread::spawn(move || cache.scan())
+        };
+        runtime.block_on(cache.clear()).expect("cleared");
+        scan.join().expect("no panic").expect("scanned");
+        // Files that are gone are no entries, whichever came first.
+        let left = fs::read_dir(&bodies).expect("a folder").count();
+        assert_eq!((cache.sizes().entries, cache.sizes().stored), (left, left as u64));
+        cache.close();
     }
 }
 
