@@ -16,6 +16,7 @@ use support::lab::registry::Registry;
 use support::lab::{Lab, Proxy, delete};
 
 const REGISTRY: &str = "registry.test";
+const OTHER: &str = "other.test";
 
 /// Pulls each image twice from a docker-registry with TLS, counting in the registry's access log.
 fn pulls_twice(lab: &Lab, client: fn(&Lab, &Proxy) -> Box<dyn Client>) {
@@ -107,9 +108,29 @@ fn pulls_from_a_public_registry(lab: &Lab, client: fn(&Lab, &Proxy) -> Box<dyn C
     }
 }
 
-/// Pulls an image and pushes it as another repository's, which has none of the blobs that the proxy
-/// has: each must reach the registry.
-fn pushes_what_it_pulled(lab: &Lab, client: fn(&Lab, &Proxy) -> Box<dyn Client>) {
+/// Pulls an image and pushes it to another registry, which has none of the blobs that the proxy
+/// has: each must get there. `body`: how this client says the length of a layer.
+fn pushes_what_it_pulled(lab: &Lab, client: fn(&Lab, &Proxy) -> Box<dyn Client>, body: &str) {
+    let image = Image::made(lab, "image", &[3000, 50 << 20]);
+    let registry = Registry::start(lab, REGISTRY, true);
+    registry.fill(lab, &image, "lab/image");
+    let other = Registry::start(lab, OTHER, true);
+    let proxy = Proxy::start(lab, &[REGISTRY, OTHER], "debug");
+    let mut client = client(lab, &proxy);
+    let pulled = format!("{REGISTRY}/lab/image:v1");
+    client.pull(lab, &pulled).unwrap();
+    client.push(lab, &pulled, &format!("{OTHER}/lab/other:v1")).unwrap();
+    other.check(lab, "lab/other", &image);
+    let log = proxy.log();
+    let sent = |line: &&str| line.contains(OTHER) && line.contains("/blobs/uploads/");
+    let uploads: Vec<&str> = log.lines().filter(sent).collect();
+    let layers = uploads.iter().filter(|line| line.contains(body));
+    assert!(layers.count() >= image.layers.len(), "{body}: {uploads:#?}");
+}
+
+/// Pushes to another repository of the registry it pulled from, which can have what is there
+/// mounted.
+fn pushes_within_a_registry(lab: &Lab, client: fn(&Lab, &Proxy) -> Box<dyn Client>) {
     let image = Image::made(lab, "image", &[3000, 5 << 20]);
     let registry = Registry::start(lab, REGISTRY, true);
     registry.fill(lab, &image, "lab/image");
@@ -180,15 +201,30 @@ fn dockerd_pulls_from_a_public_registry() {
 
 #[test]
 fn skopeo_pushes_what_it_pulled() {
-    pushes_what_it_pulled(&Lab::new("skopeo-push"), skopeo);
+    pushes_what_it_pulled(&Lab::new("skopeo-push"), skopeo, "method=\"PATCH\" body=Length(");
 }
 
 #[test]
 fn containerd_pushes_what_it_pulled() {
-    pushes_what_it_pulled(&Lab::new("containerd-push"), containerd);
+    pushes_what_it_pulled(&Lab::new("containerd-push"), containerd, "method=\"PUT\" body=Length(");
 }
 
 #[test]
 fn dockerd_pushes_what_it_pulled() {
-    pushes_what_it_pulled(&Lab::new("dockerd-push"), dockerd);
+    pushes_what_it_pulled(&Lab::new("dockerd-push"), dockerd, "method=\"PATCH\" body=Chunked");
+}
+
+#[test]
+fn skopeo_pushes_within_a_registry() {
+    pushes_within_a_registry(&Lab::new("skopeo-within"), skopeo);
+}
+
+#[test]
+fn containerd_pushes_within_a_registry() {
+    pushes_within_a_registry(&Lab::new("containerd-within"), containerd);
+}
+
+#[test]
+fn dockerd_pushes_within_a_registry() {
+    pushes_within_a_registry(&Lab::new("dockerd-within"), dockerd);
 }

@@ -29,7 +29,7 @@ pub async fn pass(
     reason: &'static str,
 ) -> Result<(), End> {
     tracing::debug!(host = %request.url.host, path = request.shown_path(worker),
-        method = request.head.method.as_str(), reason, "passed");
+        method = request.head.method.as_str(), body = ?request.framing, reason, "passed");
     match ask(worker, client, request).await {
         Ok(result) => result,
         Err(Fault::Client) => Err(End::Broken),
