@@ -77,12 +77,15 @@ impl Disk {
     pub(super) fn open(dir: &Path) -> io::Result<Disk> {
         make_folders(dir)?;
         let path = dir.join("lock");
+        // Held for reading, as committed bodies are: what is open for writing keeps a file system
+        // from being remounted read-only.
         let lock = OpenOptions::new()
             .create(true)
             .truncate(false)
             .write(true)
             .mode(0o600)
             .open(&path)
+            .and_then(|_| File::open(&path))
             .map_err(|error| at(&path, error))?;
         match lock.try_lock() {
             Ok(()) => {}
@@ -173,6 +176,11 @@ impl Disk {
             let _ = self.remove(key);
         }
         written
+    }
+
+    /// The body under the name of `key`, open for reading.
+    pub(super) fn open_body(&self, key: &Key) -> io::Result<File> {
+        File::open(self.path(key))
     }
 
     /// Opens a stored entry. `InvalidData` where its files do not agree with each other.

@@ -289,8 +289,11 @@ fn store(
     }
     inner.index().remove(entry.key());
     inner.disk.commit(part, entry.key(), len, body.stored, &body.head)?;
-    // Whoever finds it from here on finds it complete; this fill's own readers are told later.
-    let stored = Entry::complete(entry.key().clone(), Arc::clone(body), len);
+    // Whoever finds it from here on finds it complete, by a file that is open for reading alone;
+    // this fill's own readers are told later.
+    let file = inner.disk.open_body(entry.key())?;
+    let kept = Body { file, head: body.head.clone(), stored: body.stored };
+    let stored = Entry::complete(entry.key().clone(), Arc::new(kept), len);
     let mut index = inner.index();
     room.give_back(&mut index);
     index.insert(entry.key().clone(), len, now_ms(), Some(stored));

@@ -244,6 +244,15 @@ impl Cache {
         self.help(move || inner.remove(&key)).await?
     }
 
+    /// Takes in that a stored entry's file can't be read: it is removed, so that it is fetched anew.
+    pub async fn drop_unreadable(&self, key: &Key, why: &CacheError) {
+        Stats::add(&self.inner.stats.errors, 1);
+        tracing::warn!(key = %key.hex(), %why, "unreadable cache entry dropped");
+        if let Err(error) = self.remove(key).await {
+            tracing::debug!(key = %key.hex(), %error, "it can't be removed either");
+        }
+    }
+
     /// Removes everything; what is being transferred goes on.
     pub async fn clear(&self) -> Result<Removed, CacheError> {
         let inner = Arc::clone(&self.inner);

@@ -7,6 +7,7 @@ use std::task::{Context, Poll};
 
 use super::Failure;
 use super::entry::{Body, Entry, Phase, Slot};
+use crate::key::Key;
 
 /// A stretch of the entry's file that may be sent now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +51,11 @@ pub struct Reader {
 impl Reader {
     pub(super) fn new(entry: Arc<Entry>) -> Reader {
         Reader { entry, slot: Slot::default(), offset: 0, end: None }
+    }
+
+    /// What names the entry.
+    pub fn key(&self) -> &Key {
+        self.entry.key()
     }
 
     /// Waits for the head.

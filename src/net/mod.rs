@@ -78,6 +78,9 @@ pub enum NetError {
     /// The peer ended the stream in the middle of a message.
     #[error("the connection was closed in the middle of a message")]
     Closed,
+    /// The file that was to be sent can't be read; the connection is as it was.
+    #[error("{0}")]
+    File(Arc<io::Error>),
     /// The socket failed.
     #[error("{0}")]
     Io(Arc<io::Error>),

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 
 use super::{Conn, NetError, give_way};
 use crate::sys;
@@ -21,33 +22,41 @@ const RECORD: usize = 16 * 1024;
 /// Calls a transfer may make before others on its core get their turn.
 const TURN: u32 = 2;
 
-/// Sends `len` bytes of `file` from `offset`. A file that ends earlier is [`NetError::Closed`]: the
-/// peer was promised more.
+/// Sends the bytes of `file` from `offset` to `end`; `offset` moves on with what was sent. A file
+/// that ends earlier is [`NetError::Closed`]: the peer was promised more. One that can't be read is
+/// [`NetError::File`]: what was sent is right, and the rest may come from elsewhere.
 ///
 /// No other write may be in flight on `conn`: a plain socket is non-blocking for the duration.
-pub async fn send_file(conn: &Conn, file: &File, offset: u64, len: u64) -> Result<(), NetError> {
+pub async fn send_file(
+    conn: &Conn,
+    file: &File,
+    offset: &mut u64,
+    end: u64,
+) -> Result<(), NetError> {
     if conn.is_tls() {
-        return send_encrypted(conn, file, offset, len).await;
+        return send_encrypted(conn, file, offset, end).await;
     }
     let mode = NonBlocking::set(conn)?;
-    let result = send_plain(conn, file, offset, len).await;
+    let result = send_plain(conn, file, offset, end).await;
     drop(mode);
     result
 }
 
-async fn send_plain(conn: &Conn, file: &File, mut offset: u64, len: u64) -> Result<(), NetError> {
-    let end = offset + len;
+async fn send_plain(conn: &Conn, file: &File, offset: &mut u64, end: u64) -> Result<(), NetError> {
     let mut calls = 0;
-    while offset < end {
-        let piece = usize::try_from((end - offset).min(SENDFILE)).unwrap_or(usize::MAX);
-        match sys::file::sendfile(conn.socket(), file.as_fd(), offset, piece) {
+    while *offset < end {
+        let piece = usize::try_from((end - *offset).min(SENDFILE)).unwrap_or(usize::MAX);
+        match sys::file::sendfile(conn.socket(), file.as_fd(), *offset, piece) {
             Ok(0) => return Err(NetError::Closed),
             Ok(sent) => {
-                offset += sent as u64;
+                *offset += sent as u64;
                 calls += 1;
-                if calls % TURN == 0 && offset < end {
+                if calls % TURN == 0 && *offset < end {
                     give_way().await;
                 }
+            }
+            Err(error) if sys::file::is_of_file(&error) => {
+                return Err(NetError::File(Arc::new(error)));
             }
             Err(error) => conn.until_writable(error).await?,
         }
@@ -58,27 +67,28 @@ async fn send_plain(conn: &Conn, file: &File, mut offset: u64, len: u64) -> Resu
 async fn send_encrypted(
     conn: &Conn,
     file: &File,
-    mut offset: u64,
-    len: u64,
+    offset: &mut u64,
+    end: u64,
 ) -> Result<(), NetError> {
-    let end = offset + len;
     let mut calls = 0;
-    while offset < end {
+    while *offset < end {
         let room = room(conn).await?;
-        let piece = usize::try_from(end - offset).unwrap_or(PLAINTEXT).min(room);
+        let piece = usize::try_from(end - *offset).unwrap_or(PLAINTEXT).min(room);
         PLAIN.with_borrow_mut(|buf| {
             buf.resize(PLAINTEXT, 0);
-            let got = file.read_at(&mut buf[..piece], offset)?;
+            let got = file
+                .read_at(&mut buf[..piece], *offset)
+                .map_err(|error| NetError::File(Arc::new(error)))?;
             if got == 0 {
                 return Err(NetError::Closed);
             }
             conn.encrypt(&buf[..got])?;
-            offset += got as u64;
+            *offset += got as u64;
             Ok(())
         })?;
         conn.flush().await?;
         calls += 1;
-        if calls % TURN == 0 && offset < end {
+        if calls % TURN == 0 && *offset < end {
             give_way().await;
         }
     }

@@ -52,6 +52,7 @@ impl Answer {
             | NetError::Connect { .. }
             | NetError::Closed
             | NetError::Io(_)
+            | NetError::File(_)
             | NetError::Busy => (503, "UPSTREAM_UNAVAILABLE"),
         };
         let message = match error {

@@ -12,16 +12,16 @@ use super::deliver::{Delivery, Part, Source, Undelivered};
 use super::drain::guarded;
 use super::exchange::Request;
 use super::fetch::{FetchError, Fetched, Recipe};
-use super::pass::{self, Down, Proof};
+use super::pass;
 use super::prove::{self, Gate, SOURCE};
+use super::rest::{Rest, pass_rest};
 use super::session::{Client, End};
-use super::store::{resumed_at, store, strong_etag};
+use super::store::{store, strong_etag};
 use crate::cache::{Body, Failure, HELD_BACK, Lease, Lookup, NoHead, Reader, Seen};
 use crate::http::{
     FIELDS_MAX, Fields, Framing, HeadLimits, Parsed, Scheme, Version, parse_response,
 };
 use crate::key::{Digest, Key};
-use crate::net::BodyReader;
 use crate::policy::rights::RepositoryId;
 use crate::policy::{self, Admission, Reason};
 use crate::stats::{Outcome, Stats};
@@ -326,10 +326,18 @@ async fn deliver(
     let via = &worker.via(Version::Http11);
     let (stats, head) = (&worker.stats, &request.head);
     let delivery = Delivery { client, stats, via, request: head, keep_alive, source };
+    let key = reader.key().clone();
     match delivery.send(reader, seen, stored, part).await {
         Ok(_) => request.go_on(keep_alive),
         Err(Undelivered::Ended(end)) => Err(end),
-        Err(Undelivered::Entry { why: Failure::Storage(_), at, end, chunked }) => {
+        Err(Undelivered::Unread(why)) => {
+            worker.cache.drop_unreadable(&key, &why).await;
+            Box::pin(past_cache(worker, client, request)).await
+        }
+        Err(Undelivered::Entry { why: Failure::Storage(why), at, end, chunked }) => {
+            if source == Source::Hit {
+                worker.cache.drop_unreadable(&key, &why).await;
+            }
             let rest = Rest { body: Arc::clone(&seen.body), len: seen.len, at, end, chunked };
             Box::pin(pass_rest(worker, client, request, rest)).await
         }
@@ -338,62 +346,6 @@ async fn deliver(
                 "delivery broken off");
             Err(End::Broken)
         }
-    }
-}
-
-/// What a client is still to get of a body that could not be stored to its end.
-struct Rest {
-    body: Arc<Body>,
-    len: Option<u64>,
-    at: u64,
-    end: Option<u64>,
-    chunked: bool,
-}
-
-/// Goes on past a cache whose disk gave out: what the client has not got yet comes from upstream.
-async fn pass_rest(
-    worker: &Worker,
-    client: &Client,
-    request: &Request,
-    rest: Rest,
-) -> Result<(), End> {
-    let Rest { body, len, at, end, chunked } = rest;
-    let (host, path) = (&request.url.host, request.url.path());
-    tracing::info!(%host, %path, at, "going on past the cache");
-    let broken = |error: &dyn std::fmt::Display| {
-        tracing::warn!(%host, %path, %error, "delivery broken off");
-        End::Broken
-    };
-    // A range that begins beyond what is stored is like one far ahead: there is no whole to prove.
-    let begun = body.file.metadata().is_ok_and(|file| file.len() >= at);
-    let whole = begun && (end.is_none() || end == len);
-    let digest = digest_of(worker, request);
-    let etag = stored_etag(&body);
-    let proof = match &digest {
-        Some(digest) if whole => {
-            let hasher = worker.cache.rehash(body, digest.algorithm(), at).await;
-            Some(Proof::resumed(digest, hasher.map_err(|error| broken(&error))?))
-        }
-        _ => None,
-    };
-    let fetched = request.recipe().fetch(worker, Some(at)).await.map_err(|error| broken(&error))?;
-    // By its digest it is the same body wherever it comes from; else by its ETag.
-    let etag = if digest.is_none() { Some(etag.as_deref()) } else { None };
-    let skip = match resumed_at(&fetched.head, at, len, etag) {
-        Some(skip) => skip,
-        None => return Err(broken(&"upstream did not send the rest")),
-    };
-    let mut from = BodyReader::new(fetched.framing);
-    let left = end.map(|end| end - at);
-    Down { worker, client, request, chunked, skip, left, proof }
-        .copy(&fetched.conn, &fetched.head.fields, &mut from)
-        .await?;
-    if from.is_done() {
-        fetched.recycle(worker);
-    }
-    match (end, chunked) {
-        (None, false) => Err(End::Answered),
-        _ => request.go_on(request.keep_alive),
     }
 }
 
@@ -440,7 +392,7 @@ fn note_first(worker: &Rc<Worker>, request: &Request, fetched: &Fetched) {
 }
 
 /// What the body must hash to, where the URL says.
-fn digest_of(worker: &Worker, request: &Request) -> Option<Digest> {
+pub fn digest_of(worker: &Worker, request: &Request) -> Option<Digest> {
     match worker.policy.admit(&request.ask()) {
         Admission::Store { digest, .. } => digest,
         Admission::Pass(_) => None,
@@ -516,7 +468,7 @@ fn stored_fields(body: &Body) -> Option<Fields> {
 }
 
 /// The strong ETag under which upstream gave what an entry holds.
-fn stored_etag(body: &Body) -> Option<Arc<str>> {
+pub fn stored_etag(body: &Body) -> Option<Arc<str>> {
     stored_fields(body).as_ref().and_then(strong_etag)
 }
 

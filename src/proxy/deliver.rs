@@ -1,13 +1,14 @@
 //! A reader's bytes to a client: head, then spans as they become readable. Hit, miss, joined miss
 //! and range are all this.
 
+use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::answer::{connection, reason};
 use super::session::{Client, End};
-use crate::cache::{Body, Failure, Reader, Seen};
+use crate::cache::{Body, CacheError, Failure, Reader, Seen};
 use crate::http::range::{content_range, parse_range, unsatisfied_range};
 use crate::http::{Fields, Framing, LAST_CHUNK, Method, RequestHead, Version, chunk_head};
 use crate::net::{NetError, send_file};
@@ -107,6 +108,8 @@ pub struct Delivery<'a> {
 pub enum Undelivered {
     /// The session has ended, as it says.
     Ended(End),
+    /// The entry can't be read, and nothing of an answer was sent.
+    Unread(CacheError),
     /// The entry failed after the head was sent.
     Entry {
         /// Why.
@@ -151,7 +154,8 @@ impl Delivery<'_> {
             && end - start <= ONE_WRITE
             && end <= seen.written
         {
-            read_into(&mut head, &seen.body, start, end - start).map_err(broken)?;
+            let read = read_into(&mut head, &seen.body, start, end - start);
+            read.map_err(|error| Undelivered::Unread(error.into()))?;
             conn.write(&head).await.map_err(broken)?;
             self.count(end - start);
             return Ok(end - start);
@@ -192,7 +196,18 @@ impl Delivery<'_> {
                 chunk_head(span.len as usize, &mut line);
                 conn.write_parts(&[&line], true).await.map_err(broken)?;
             }
-            send_file(conn, &body.file, span.offset, span.len).await.map_err(broken)?;
+            let (mut at, end) = (span.offset, span.offset + span.len);
+            let sent_all = send_file(conn, &body.file, &mut at, end).await;
+            sent_all.map_err(|error| match error {
+                // A chunk was promised, and is not to be had.
+                NetError::File(why) if framing != Framing::Chunked => Undelivered::Entry {
+                    why: Failure::Storage(CacheError::Io(why)),
+                    at,
+                    end: reader.end(),
+                    chunked: false,
+                },
+                error => broken(error),
+            })?;
             if framing == Framing::Chunked {
                 conn.write(b"\r\n").await.map_err(broken)?;
             }
@@ -257,12 +272,11 @@ fn line(out: &mut Vec<u8>, name: &str, value: &str) {
     }
 }
 
-fn read_into(out: &mut Vec<u8>, body: &Body, offset: u64, len: u64) -> Result<(), NetError> {
+fn read_into(out: &mut Vec<u8>, body: &Body, offset: u64, len: u64) -> io::Result<()> {
     let start = out.len();
     // `len` is at most ONE_WRITE.
     out.resize(start + len as usize, 0);
-    body.file.read_exact_at(&mut out[start..], offset)?;
-    Ok(())
+    body.file.read_exact_at(&mut out[start..], offset)
 }
 
 fn broken(_: NetError) -> Undelivered {

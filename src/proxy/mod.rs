@@ -16,6 +16,7 @@ mod fetch;
 mod own;
 mod pass;
 mod prove;
+mod rest;
 mod session;
 mod store;
 mod tunnel;

@@ -48,9 +48,22 @@ pub fn sendfile(
     usize::try_from(sent).map_err(|_| io::Error::last_os_error())
 }
 
+/// Whether what [`sendfile`] failed with is the file's fault: a medium that can't be read, or a file
+/// system that is damaged. Sockets give none of these.
+pub fn is_of_file(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EIO | libc::EUCLEAN | libc::ESTALE | libc::ENODATA))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_medium_is_told_from_the_socket() {
+        assert!(is_of_file(&io::Error::from_raw_os_error(libc::EIO)));
+        assert!(!is_of_file(&io::Error::from_raw_os_error(libc::EPIPE)));
+        assert!(!is_of_file(&io::ErrorKind::Other.into()));
+    }
 
     #[test]
     fn space_of_the_root_is_known() {
