@@ -4,7 +4,7 @@
 set -euo pipefail
 
 packages=(
-  ca-certificates containerd curl debian-archive-keyring debootstrap docker-registry docker.io
+  ca-certificates containerd curl debian-archive-keyring debootstrap docker-registry docker.io e2fsprogs
   gcc iproute2 libc6-dev nginx openssl procps skopeo strace util-linux
 )
 
