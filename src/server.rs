@@ -8,20 +8,23 @@ mod trust;
 mod helpers;
 mod stop;
 
+mod accept;
+mod clients;
+
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use monoio::net::TcpListener;
 use monoio::{IoUringDriver, LegacyDriver, RuntimeBuilder};
 use socket2::{Domain, Protocol, Socket, Type};
 use thiserror::Error;
 
+use self::accept::{Crowd, accept_admin, accept_clients, listen};
+use self::clients::Clients;
 use self::helpers::Helpers;
 pub use self::stop::Stop;
 use self::stop::{AT_ONCE, STOPPING};
@@ -30,14 +33,11 @@ use crate::admin::Admin;
 use crate::cache::{self, Cache};
 use crate::config::{self, Config, ConfigError};
 use crate::http::HeadLimits;
-use crate::net::{Ca, CaError, Conn, DialOptions, Dialer, Either, Resolver, UpstreamTls, race};
+use crate::net::{Ca, CaError, DialOptions, Dialer, Resolver, UpstreamTls, race};
 use crate::policy::{Listeners, Policy};
-use crate::proxy::{self, Access, Asking, Drain, Limits, Worker, guarded};
+use crate::proxy::{self, Access, Asking, Drain, Limits, Worker};
 use crate::stats::Stats;
 use crate::sys;
-
-/// Connections the kernel holds for us until they are accepted.
-const BACKLOG: i32 = 4096;
 
 /// Descriptors of our own: rings, listeners, logs, idle upstream connections.
 const FILES_OWN: usize = 128;
@@ -47,9 +47,6 @@ const ENTRIES_OPEN: usize = 1024;
 
 /// Descriptors a client may need at once: its own, its upstream's, and two for a file being filled.
 const FILES_PER_CONNECTION: usize = 4;
-
-/// Pause after an accept that failed, for want of descriptors as a rule.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// How often idle upstream connections are looked through.
 const SWEEP: Duration = Duration::from_secs(10);
@@ -119,8 +116,7 @@ struct Shared {
     listeners: Vec<SocketAddr>,
     pseudonym: Arc<str>,
     workers: usize,
-    /// Client connections at once that there are descriptors for.
-    connections: usize,
+    crowd: Crowd,
     stop: Arc<Stop>,
     helpers: Helpers,
 }
@@ -144,6 +140,7 @@ impl Server {
             max_size: config.cache.max_size,
             min_free: config.cache.min_free,
             open_max: files.entries,
+            fills_max: config.limits.max_fills.min(files.connections),
         };
         let cache = Cache::open(options, Arc::clone(&stats)).map_err(StartError::Cache)?;
         let access = match config.cache.access {
@@ -165,6 +162,11 @@ impl Server {
                  have what it opens"
             );
         }
+        let crowd = Crowd {
+            refuse_at: config.limits.max_connections,
+            wait_at: files.connections,
+            clients: Arc::new(Clients::new(config.limits.max_connections_per_client)),
+        };
         let stop = Arc::new(Stop::default());
         let (proxy, admin) = (bound.proxy.clone(), bound.admin);
         let shared = Shared {
@@ -179,7 +181,7 @@ impl Server {
             listeners: proxy.iter().copied().chain([admin]).collect(),
             pseudonym: pseudonym().into(),
             workers,
-            connections: files.connections,
+            crowd,
             stop: Arc::clone(&stop),
             helpers: Helpers::start().map_err(StartError::Worker)?,
         };
@@ -399,12 +401,12 @@ async fn run(
             Err(error) => return say(Err(error)),
         };
     for listener in listeners {
-        let limits = (shared.config.limits.max_connections, shared.connections);
-        monoio::spawn(accept_clients(Rc::clone(&worker), listener, limits));
+        monoio::spawn(accept_clients(Rc::clone(&worker), listener, shared.crowd.clone()));
     }
     if let Some(listener) = admin {
         monoio::spawn(save_now_and_then(shared.access.clone()));
-        monoio::spawn(accept_admin(Rc::new(admin_of(shared, &drain, driver)), listener));
+        let most = shared.config.limits.max_admin_connections;
+        monoio::spawn(accept_admin(Rc::new(admin_of(shared, &drain, driver)), listener, most));
     }
     say(Ok(driver));
     let sweeping = Rc::clone(&worker);
@@ -460,6 +462,7 @@ fn worker(shared: &Shared, drain: &Rc<Drain>) -> Worker {
             connect_timeout: config.upstream.connect_timeout,
             read_timeout: config.upstream.read_timeout,
             max_redirects: config.limits.max_redirects,
+            max_requests: config.limits.max_requests_per_connection,
             retries: config.upstream.retries,
         },
         listeners: Listeners { bound: shared.listeners.clone() },
@@ -480,68 +483,5 @@ fn admin_of(shared: &Shared, drain: &Rc<Drain>, driver: &'static str) -> Admin {
         heads: HeadLimits::with_size(config.limits.header_size),
         patience: config.limits.header_timeout,
         drain: Rc::clone(drain),
-    }
-}
-
-/// `refuse_at`: open connections from which on new ones are closed at once; `wait_at`: from which
-/// on they wait to be accepted, since there are no descriptors to serve them.
-async fn accept_clients(
-    worker: Rc<Worker>,
-    listener: TcpListener,
-    (refuse_at, wait_at): (usize, usize),
-) {
-    let drain = Rc::clone(&worker.drain);
-    accept(&drain, listener, async |conn: Conn| {
-        let stats = &worker.stats;
-        let open = || stats.connections.load(Ordering::Relaxed);
-        if open() >= refuse_at as u64 {
-            Stats::add(&stats.overflowed, 1);
-            return;
-        }
-        Stats::add(&stats.connections, 1);
-        worker.drain.count(true);
-        let serving = Rc::clone(&worker);
-        monoio::spawn(async move {
-            guarded(proxy::serve(Rc::clone(&serving), conn)).await;
-            serving.drain.count(false);
-            Stats::sub(&serving.stats.connections, 1);
-        });
-        while open() >= wait_at as u64 && !worker.drain.has_begun() {
-            monoio::time::sleep(ACCEPT_PAUSE).await;
-        }
-    })
-    .await;
-}
-
-async fn accept_admin(admin: Rc<Admin>, listener: TcpListener) {
-    let drain = Rc::clone(&admin.drain);
-    accept(&drain, listener, async |conn: Conn| {
-        monoio::spawn(guarded(Rc::clone(&admin).serve(conn)));
-    })
-    .await;
-}
-
-fn listen(socket: Socket, nonblocking: bool) -> io::Result<TcpListener> {
-    socket.set_nonblocking(nonblocking)?;
-    socket.listen(BACKLOG)?;
-    TcpListener::from_std(socket.into())
-}
-
-async fn accept(drain: &Drain, listener: TcpListener, each: impl AsyncFn(Conn)) {
-    let mut complained = false;
-    loop {
-        match race(listener.accept(), drain.begun()).await {
-            Either::Left(Ok((io, peer))) => {
-                complained = false;
-                each(Conn::plain(io, peer, Duration::from_secs(1))).await;
-            }
-            Either::Left(Err(error)) => {
-                if !std::mem::replace(&mut complained, true) {
-                    tracing::error!(%error, "connections can't be accepted");
-                }
-                monoio::time::sleep(ACCEPT_PAUSE).await;
-            }
-            Either::Right(()) => return,
-        }
     }
 }

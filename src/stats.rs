@@ -88,6 +88,18 @@ counters! {
     connections,
     /// Connections refused because there were too many.
     overflowed,
+    /// Connections refused because their client had too many.
+    limited_per_client,
+    /// Connections to the admin port refused because there were too many.
+    limited_admin,
+    /// Requests and TLS handshakes that took longer than `limits.header_timeout`.
+    limited_header_time,
+    /// Connections closed because their client was silent for `limits.idle_timeout`.
+    limited_idle_time,
+    /// Candidates that passed uncached because there were too many fills.
+    limited_fills,
+    /// Connections closed because they had carried enough requests.
+    limited_requests,
 }
 
 impl Stats {

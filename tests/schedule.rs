@@ -83,7 +83,7 @@ fn a_planted_fault_is_caught() {
 fn what_is_cleared_while_the_scan_runs_stays_cleared() {
     let folder = tempfile::tempdir().expect("a directory");
     let dir = folder.path().to_owned();
-    let options = Options { dir, max_size: 1 << 30, min_free: 0, open_max: 4 };
+    let options = Options { dir, max_size: 1 << 30, min_free: 0, open_max: 4, fills_max: 64 };
     for _ in 0..3 {
         let cache = Cache::open(options.clone(), Arc::new(Stats::default())).expect("a cache");
         let bodies = folder.path().join("blobs/sha256");

@@ -4,6 +4,7 @@
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
 use super::entry::{Body, Entry, HELD_BACK, Phase};
@@ -16,16 +17,36 @@ use crate::stats::Stats;
 /// Room set aside at a time, as a body comes: what is only announced pushes nothing out.
 const GROWTH: u64 = 16 * 1024 * 1024;
 
+/// One of the leases and fills that there may be at once; given back when it is dropped.
+pub(super) struct Slot(Arc<Inner>);
+
+impl Slot {
+    /// `None` where all are taken.
+    pub(super) fn take(inner: &Arc<Inner>) -> Option<Slot> {
+        let most = inner.options.fills_max;
+        let one_more = |taken: usize| (taken < most).then_some(taken + 1);
+        let taken = inner.filling.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more);
+        taken.ok().map(|_| Slot(Arc::clone(inner)))
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.0.filling.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// The sole right to fill a key. Dropped, those who wait look up again.
 pub struct Lease {
     cache: Cache,
     entry: Arc<Entry>,
     used: bool,
+    slot: Option<Slot>,
 }
 
 impl Lease {
-    pub(super) fn new(cache: Cache, entry: Arc<Entry>) -> Lease {
-        Lease { cache, entry, used: false }
+    pub(super) fn new(cache: Cache, entry: Arc<Entry>, slot: Slot) -> Lease {
+        Lease { cache, entry, used: false, slot: Some(slot) }
     }
 
     /// Says that the answer will not be stored: those who wait ask upstream themselves.
@@ -71,7 +92,9 @@ impl Lease {
         let entry = Arc::clone(&self.entry);
         let reader = Reader::new(Arc::clone(&entry));
         let proof = digest.zip(hasher);
-        let fill = Fill { cache, entry, body, part, proof, len, at: 0, room, over: false };
+        let slot = self.slot.take();
+        let fill =
+            Fill { cache, entry, body, part, proof, len, at: 0, room, over: false, _slot: slot };
         Ok((fill, reader))
     }
 
@@ -116,6 +139,7 @@ pub struct Fill {
     at: u64,
     room: Room,
     over: bool,
+    _slot: Option<Slot>,
 }
 
 impl Fill {

@@ -19,7 +19,7 @@ mod verify;
 
 use std::io;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -28,6 +28,7 @@ use thiserror::Error;
 use self::disk::Disk;
 use self::entry::Entry;
 pub use self::entry::{Body, HELD_BACK};
+use self::fill::Slot;
 pub use self::fill::{Committed, Fill, Lease};
 use self::index::{Found, Index};
 use self::janitor::Janitor;
@@ -53,6 +54,8 @@ pub struct Options {
     pub min_free: u64,
     /// Entries whose file is kept open between requests; each costs one descriptor.
     pub open_max: usize,
+    /// Leases and fills at once.
+    pub fills_max: usize,
 }
 
 /// Why the cache can't serve or store.
@@ -110,6 +113,17 @@ pub enum Lookup {
     Join(Reader),
     /// Nothing: the caller is to fill it.
     Miss(Lease),
+    /// Nothing, and no further fill may begin.
+    Crowded,
+}
+
+/// Why there is no lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoLease {
+    /// Somebody has it.
+    Taken,
+    /// There are as many fills as there may be.
+    Crowded,
 }
 
 /// What was removed.
@@ -147,6 +161,8 @@ struct Inner {
     /// threads only.
     names: Mutex<()>,
     scanning: AtomicBool,
+    /// Leases and fills, those included that are not to be stored any more.
+    filling: AtomicUsize,
     /// Whether files were removed since the start: then the scan looks whether what it saw is still
     /// there.
     removed: AtomicBool,
@@ -167,6 +183,7 @@ impl Cache {
             disk,
             names: Mutex::new(()),
             scanning: AtomicBool::new(true),
+            filling: AtomicUsize::new(0),
             removed: AtomicBool::new(false),
             ailing: AtomicBool::new(false),
             stats,
@@ -231,10 +248,12 @@ impl Cache {
     }
 
     /// Gives out a lease though there may be an entry: its bytes will take the old one's place.
-    /// `None` where somebody has the lease already.
-    pub fn refill(&self, key: &Key) -> Option<Lease> {
+    pub fn refill(&self, key: &Key) -> Result<Lease, NoLease> {
         let mut index = self.inner.index();
-        (!index.is_filling(key)).then(|| self.give_lease(&mut index, key))
+        match index.is_filling(key) {
+            true => Err(NoLease::Taken),
+            false => self.give_lease(&mut index, key).ok_or(NoLease::Crowded),
+        }
     }
 
     /// Removes an entry, and keeps a fill in progress from being stored. Whether there was an
@@ -293,7 +312,7 @@ impl Cache {
             Found::Filling(entry) => Looked::Settled(Lookup::Join(Reader::new(entry))),
             Found::Closed => Looked::OnDisk,
             Found::Absent if scanning => Looked::OnDisk,
-            Found::Absent => Looked::Settled(Lookup::Miss(self.give_lease(&mut index, key))),
+            Found::Absent => Looked::Settled(self.miss(&mut index, key)),
         }
     }
 
@@ -301,16 +320,25 @@ impl Cache {
     fn lease(&self, key: &Key) -> Option<Lookup> {
         let mut index = self.inner.index();
         match index.lookup(key, now_ms()) {
-            Found::Absent => Some(Lookup::Miss(self.give_lease(&mut index, key))),
+            Found::Absent => Some(self.miss(&mut index, key)),
             Found::Filling(entry) => Some(Lookup::Join(Reader::new(entry))),
             Found::Open(_) | Found::Closed => None,
         }
     }
 
-    fn give_lease(&self, index: &mut Index, key: &Key) -> Lease {
+    fn miss(&self, index: &mut Index, key: &Key) -> Lookup {
+        self.give_lease(index, key).map_or(Lookup::Crowded, Lookup::Miss)
+    }
+
+    /// The lease for a key, unless there are as many already as there may be.
+    fn give_lease(&self, index: &mut Index, key: &Key) -> Option<Lease> {
+        let Some(slot) = Slot::take(&self.inner) else {
+            Stats::add(&self.inner.stats.limited_fills, 1);
+            return None;
+        };
         let entry = Entry::pending(key.clone());
         index.start_fill(Arc::clone(&entry));
-        Lease::new(self.clone(), entry)
+        Some(Lease::new(self.clone(), entry, slot))
     }
 
     async fn load(&self, key: &Key) -> Result<Option<Arc<Entry>>, CacheError> {

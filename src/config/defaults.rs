@@ -135,6 +135,10 @@ impl Default for Limits {
             header_timeout: Duration::from_secs(15),
             idle_timeout: Duration::from_secs(120),
             max_connections: 20_000,
+            max_connections_per_client: 2_000,
+            max_requests_per_connection: 100_000,
+            max_admin_connections: 64,
+            max_fills: 512,
             max_redirects: 5,
             shutdown_grace: Duration::from_secs(30),
         }

@@ -272,6 +272,14 @@ pub struct Limits {
     pub idle_timeout: Duration,
     /// Client connections at once.
     pub max_connections: usize,
+    /// Of these, those of one client.
+    pub max_connections_per_client: usize,
+    /// Requests on one client connection, or in one opened tunnel.
+    pub max_requests_per_connection: usize,
+    /// Connections to the admin listener at once.
+    pub max_admin_connections: usize,
+    /// Fills at once; beyond them candidates pass uncached.
+    pub max_fills: usize,
     /// Redirects followed for one request; 0 follows none.
     pub max_redirects: u32,
     /// How long running transfers may go on after SIGTERM; 0 ends them at once.

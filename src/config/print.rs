@@ -142,6 +142,10 @@ fn limits(out: &mut Out, limits: &Limits) {
     out.bare("header_timeout", humantime::format_duration(limits.header_timeout));
     out.bare("idle_timeout", humantime::format_duration(limits.idle_timeout));
     out.bare("max_connections", limits.max_connections);
+    out.bare("max_connections_per_client", limits.max_connections_per_client);
+    out.bare("max_requests_per_connection", limits.max_requests_per_connection);
+    out.bare("max_admin_connections", limits.max_admin_connections);
+    out.bare("max_fills", limits.max_fills);
     out.bare("max_redirects", limits.max_redirects);
     out.bare("shutdown_grace", humantime::format_duration(limits.shutdown_grace));
 }

@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::io::{ErrorKind, Read};
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
@@ -26,6 +27,9 @@ const DAY: Duration = Duration::from_secs(24 * 3600);
 
 /// Threads beyond any machine this runs on.
 const WORKERS: usize = 1024;
+
+/// Connections beyond what one machine serves.
+const MANY: RangeInclusive<usize> = 1..=1_000_000;
 
 /// Variables that stand over the file, and the keys they set.
 const VARIABLES: &[(&str, &str)] = &[
@@ -66,6 +70,10 @@ pub(super) const SECTIONS: &[(&str, &[&str])] = &[
             "header_timeout",
             "idle_timeout",
             "max_connections",
+            "max_connections_per_client",
+            "max_requests_per_connection",
+            "max_admin_connections",
+            "max_fills",
             "max_redirects",
             "shutdown_grace",
         ],
@@ -354,7 +362,13 @@ fn limits(out: &mut Limits, key: &str, at: &At) -> Result<(), ConfigError> {
         }
         "header_timeout" => out.header_timeout = at.timeout(DAY)?,
         "idle_timeout" => out.idle_timeout = at.timeout(DAY)?,
-        "max_connections" => out.max_connections = at.number(1..=1_000_000)?,
+        "max_connections" => out.max_connections = at.number(MANY)?,
+        "max_connections_per_client" => out.max_connections_per_client = at.number(MANY)?,
+        "max_requests_per_connection" => {
+            out.max_requests_per_connection = at.number(1..=1_000_000_000)?;
+        }
+        "max_admin_connections" => out.max_admin_connections = at.number(MANY)?,
+        "max_fills" => out.max_fills = at.number(MANY)?,
         "max_redirects" => out.max_redirects = at.number(0..=50)?,
         _ => out.shutdown_grace = at.duration(Duration::ZERO, DAY)?,
     }

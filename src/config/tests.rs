@@ -93,6 +93,10 @@ limits:
   header_timeout: 1s
   idle_timeout: 1h
   max_connections: 1
+  max_connections_per_client: 3
+  max_requests_per_connection: 4
+  max_admin_connections: 5
+  max_fills: 6
   max_redirects: 0
   shutdown_grace: 0s
 "#;

@@ -38,6 +38,8 @@ pub struct Conn {
     tls: Option<RefCell<Box<Tls>>>,
     rx: RefCell<Rx>,
     patience: Cell<Duration>,
+    /// Whether the last wait for the peer was in vain.
+    overdue: Cell<bool>,
     /// Reads since others on this core had their turn.
     turn: Cell<u32>,
 }
@@ -80,7 +82,8 @@ impl Conn {
         // Small answers must not wait for acknowledgements; where it fails they merely do.
         let _ = io.set_nodelay(true);
         let (rx, patience) = (RefCell::default(), Cell::new(patience));
-        Conn { io, peer, tls: None, rx, patience, turn: Cell::new(0) }
+        let overdue = Cell::new(false);
+        Conn { io, peer, tls: None, rx, patience, overdue, turn: Cell::new(0) }
     }
 
     /// Puts TLS over the stream as the server.
@@ -156,6 +159,11 @@ impl Conn {
     /// The limit of every wait for the peer.
     pub fn patience(&self) -> Duration {
         self.patience.get()
+    }
+
+    /// Whether the last wait for the peer was in vain.
+    pub fn was_overdue(&self) -> bool {
+        self.overdue.get()
     }
 
     /// The socket.
@@ -338,7 +346,9 @@ impl Conn {
             io::ErrorKind::Interrupted => Ok(()),
             io::ErrorKind::WouldBlock => {
                 let limit = self.patience.get();
-                match monoio::time::timeout(limit, self.io.writable(false)).await {
+                let waited = monoio::time::timeout(limit, self.io.writable(false)).await;
+                self.overdue.set(waited.is_err());
+                match waited {
                     Ok(result) => Ok(result?),
                     Err(_) => Err(NetError::TimedOut { what: "sending", limit }),
                 }
@@ -432,7 +442,9 @@ impl Conn {
         what: &'static str,
     ) -> Result<(), NetError> {
         let left = limit.saturating_sub(begun.elapsed());
-        match monoio::time::timeout(left, self.io.readable(false)).await {
+        let waited = monoio::time::timeout(left, self.io.readable(false)).await;
+        self.overdue.set(waited.is_err());
+        match waited {
             Ok(result) if !left.is_zero() => result?,
             _ => return Err(NetError::TimedOut { what, limit }),
         }

@@ -17,7 +17,7 @@ use super::prove::{self, Gate, SOURCE};
 use super::rest::{Rest, pass_rest};
 use super::session::{Client, End};
 use super::store::{store, strong_etag};
-use crate::cache::{Body, Failure, HELD_BACK, Lease, Lookup, NoHead, Reader, Seen};
+use crate::cache::{Body, Failure, HELD_BACK, Lease, Lookup, NoHead, NoLease, Reader, Seen};
 use crate::http::{
     FIELDS_MAX, Fields, Framing, HeadLimits, Parsed, Scheme, Version, parse_response,
 };
@@ -28,6 +28,9 @@ use crate::stats::{Outcome, Stats};
 
 /// Times a request looks up again because the fill it joined ended without a word.
 const LOOKUPS_MAX: usize = 4;
+
+/// Why a candidate passes while there are `limits.max_fills` fills.
+const CROWDED: &str = "max-fills";
 
 /// HEAD of a candidate: from a stored entry, else from upstream; it never begins a fill.
 pub async fn head_request(
@@ -112,6 +115,10 @@ pub async fn get_request(
                 missed();
                 return Box::pin(miss(worker, client, request, digest, lease)).await;
             }
+            Ok(Lookup::Crowded) => {
+                missed();
+                return pass_miss(worker, client, request, CROWDED).await;
+            }
             Ok(Lookup::Join(mut reader)) => {
                 missed();
                 Stats::add(&worker.stats.coalesced, 1);
@@ -145,8 +152,9 @@ async fn refill(
     digest: Option<Digest>,
 ) -> Result<(), End> {
     match worker.cache.refill(key) {
-        Some(lease) => Box::pin(miss(worker, client, request, digest, lease)).await,
-        None => pass_miss(worker, client, request, "refilling").await,
+        Ok(lease) => Box::pin(miss(worker, client, request, digest, lease)).await,
+        Err(NoLease::Taken) => pass_miss(worker, client, request, "refilling").await,
+        Err(NoLease::Crowded) => pass_miss(worker, client, request, CROWDED).await,
     }
 }
 

@@ -125,14 +125,19 @@ impl Request {
     }
 }
 
-/// Answers one request. `Ok`: another may follow on this connection.
+/// Answers one request. `Ok`: another may follow on this connection. `last`: none may.
 pub async fn exchange(
     worker: &Rc<Worker>,
     client: &Client,
     mut head: RequestHead,
+    last: bool,
 ) -> Result<(), End> {
     let started = Instant::now();
-    let keep_alive = keeps_alive(head.version, &head.fields);
+    let wants_more = keeps_alive(head.version, &head.fields);
+    if wants_more && last {
+        Stats::add(&worker.stats.limited_requests, 1);
+    }
+    let keep_alive = wants_more && !last;
     let framing = request_framing(&head);
     let (version, with_body) = (head.version, head.method != Method::HEAD);
     let refuse = async |answer: Answer| {

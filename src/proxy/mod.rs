@@ -58,6 +58,8 @@ pub struct Limits {
     pub read_timeout: Duration,
     /// Redirects followed for one request.
     pub max_redirects: u32,
+    /// Requests on one connection.
+    pub max_requests: usize,
     /// Resumptions of one fill.
     pub retries: u32,
 }

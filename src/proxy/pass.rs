@@ -426,7 +426,10 @@ async fn upgrade(
     upstream.set_patience(worker.limits.idle_timeout);
     match relay(&client.conn, upstream).await {
         Ok(_) => Ok(Err(End::Tunnel)),
-        Err(_) => Ok(Err(End::Broken)),
+        Err(error) => {
+            client.note_silence(worker, &error);
+            Ok(Err(End::Broken))
+        }
     }
 }
 

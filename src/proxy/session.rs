@@ -32,6 +32,14 @@ impl Client {
     pub fn ip(&self) -> IpAddr {
         self.conn.peer().ip().to_canonical()
     }
+
+    /// Counts a relay that ended for want of anything to relay; [`run`] does where it was the
+    /// client that was waited for last.
+    pub fn note_silence(&self, worker: &Worker, error: &NetError) {
+        if matches!(error, NetError::TimedOut { .. }) && !self.conn.was_overdue() {
+            Stats::add(&worker.stats.limited_idle_time, 1);
+        }
+    }
 }
 
 /// How a session ends.
@@ -88,7 +96,12 @@ pub async fn run(worker: &Rc<Worker>, client: Client) {
         // It may have sent more than the request all the same.
         End::Answered => linger_within(&client.conn, LINGER_SILENCE).await,
         End::Unread => linger(&client.conn).await,
-        End::Broken => client.conn.abort(),
+        End::Broken => {
+            if client.conn.was_overdue() {
+                Stats::add(&worker.stats.limited_idle_time, 1);
+            }
+            client.conn.abort();
+        }
         End::Tunnel => {}
         End::Opened(fixed) => tunnel::open(worker, client, fixed).await,
     }
@@ -96,6 +109,7 @@ pub async fn run(worker: &Rc<Worker>, client: Client) {
 
 async fn requests(worker: &Rc<Worker>, client: &Client) -> End {
     let limits = &worker.limits;
+    let mut left = limits.max_requests;
     loop {
         let next =
             client.conn.request_head(&limits.heads, limits.idle_timeout, limits.header_timeout);
@@ -108,7 +122,8 @@ async fn requests(worker: &Rc<Worker>, client: &Client) -> End {
         let result = if head.method == Method::CONNECT {
             Box::pin(tunnel::connect(worker, client, head)).await
         } else {
-            exchange(worker, client, head).await
+            left = left.saturating_sub(1);
+            exchange(worker, client, head, left == 0).await
         };
         if let Err(end) = result {
             return end;
@@ -128,7 +143,12 @@ async fn unreadable(worker: &Worker, client: &Client, error: &NetError) -> End {
             Answer::new(malformed.status(), "MALFORMED", malformed.to_string())
         }
         NetError::TimedOut { .. } if client.conn.unused() > 0 => {
+            Stats::add(&worker.stats.limited_header_time, 1);
             Answer::new(408, "TIMEOUT", error.to_string())
+        }
+        NetError::TimedOut { .. } => {
+            Stats::add(&worker.stats.limited_idle_time, 1);
+            return End::Idle;
         }
         _ => return End::Idle,
     };

@@ -95,6 +95,7 @@ async fn relay_bytes(
         }
         Err(error) => {
             tracing::debug!(%host, port, %error, "tunnel broke");
+            client.note_silence(worker, &error);
             upstream.abort();
             Err(End::Broken)
         }
@@ -124,6 +125,11 @@ pub async fn open(worker: &Rc<Worker>, client: Client, fixed: Url) {
             tracing::warn!(client = %ip, %host, %error,
                 "the client refused our certificate: does it trust ca.crt?");
         }
-        Err(error) => tracing::info!(client = %ip, %host, %error, "TLS with the client failed"),
+        Err(error) => {
+            if matches!(error, NetError::TimedOut { .. }) {
+                Stats::add(&worker.stats.limited_header_time, 1);
+            }
+            tracing::info!(client = %ip, %host, %error, "TLS with the client failed");
+        }
     }
 }

@@ -57,7 +57,13 @@ impl Shelf {
     fn new() -> Shelf {
         let folder = tempfile::tempdir().expect("a directory");
         let dir = folder.path().to_owned();
-        let options = Options { dir: dir.clone(), max_size: 1 << 30, min_free: 0, open_max: 4 };
+        let options = Options {
+            dir: dir.clone(),
+            max_size: 1 << 30,
+            min_free: 0,
+            open_max: 4,
+            fills_max: 64,
+        };
         let cache = Cache::open(options, Arc::new(Stats::default())).expect("a cache");
         let runtime = monoio::RuntimeBuilder::<monoio::LegacyDriver>::new()
             .with_blocking_strategy(BlockingStrategy::ExecuteLocal)
@@ -85,7 +91,7 @@ pub fn look(shelf: &Shelf, key: &Key) -> Option<Found> {
             lease.decline();
             None
         }
-        Lookup::Join(_) => panic!("nobody fills anything here"),
+        Lookup::Join(_) | Lookup::Crowded => panic!("nobody fills anything here"),
     }
 }
 

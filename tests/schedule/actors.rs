@@ -70,6 +70,10 @@ async fn look_up(world: &World, key: usize) -> Option<(Lookup, Option<usize>)> {
                 world.expect(right, || format!("a miss of key {key}, which is stored"));
                 model.lease(key).map_err(|what| world.fault(what)).ok()
             }
+            Ok(Lookup::Crowded) => {
+                world.expect(false, || "there is room for every fill".to_owned());
+                None
+            }
             Err(CacheError::Busy) => {
                 world.expect(loaded == Loaded::Refused, || "busy for no reason".to_owned());
                 None
@@ -105,7 +109,7 @@ pub async fn client(world: Rc<World>, key: usize) {
                 }
                 return;
             }
-            Some((Lookup::Miss(_), None)) | None => return,
+            Some((Lookup::Miss(_), None) | (Lookup::Crowded, _)) | None => return,
         }
     }
 }
@@ -135,7 +139,7 @@ pub async fn peeker(world: Rc<World>, key: usize) {
 
 /// Fills a key though it may be stored.
 pub async fn refiller(world: Rc<World>, key: usize) {
-    let lease = world.cache.refill(&world.keys[key]);
+    let lease = world.cache.refill(&world.keys[key]).ok();
     let filling = world.model.borrow().filling(key);
     let right = lease.is_some() == filling.is_none();
     world.expect(right, || format!("a second lease for key {key}, or none though none is out"));

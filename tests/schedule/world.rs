@@ -141,7 +141,8 @@ impl World {
     ) -> std::io::Result<Rc<World>> {
         let stats = Arc::new(Stats::default());
         let (max_size, open_max) = (model.max_size, 2);
-        let options = Options { dir: dir.to_owned(), max_size, min_free: 0, open_max };
+        let options =
+            Options { dir: dir.to_owned(), max_size, min_free: 0, open_max, fills_max: 1 << 20 };
         let cache = Cache::open(options, Arc::clone(&stats))?;
         cache.scan()?;
         Ok(Rc::new(World {

@@ -1,0 +1,116 @@
+//! Connections taken in, as many as the limits allow.
+
+use std::cell::Cell;
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use monoio::net::TcpListener;
+use socket2::Socket;
+
+use super::clients::Clients;
+use crate::admin::Admin;
+use crate::net::{Conn, Either, race};
+use crate::proxy::{self, Drain, Worker, guarded};
+use crate::stats::Stats;
+
+/// Connections the kernel holds for us until they are accepted.
+const BACKLOG: i32 = 4096;
+
+/// Pause after an accept that failed, for want of descriptors as a rule.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// How many connections are served at once.
+#[derive(Clone)]
+pub struct Crowd {
+    /// Open connections from which on new ones are closed at once.
+    pub refuse_at: usize,
+    /// From which on they wait to be accepted, since there are no descriptors to serve them.
+    pub wait_at: usize,
+    /// Those of each client.
+    pub clients: Arc<Clients>,
+}
+
+/// Takes in the connections of one listener until it is time to stop.
+pub async fn accept_clients(worker: Rc<Worker>, listener: TcpListener, crowd: Crowd) {
+    let drain = Rc::clone(&worker.drain);
+    accept(&drain, listener, async |conn: Conn| {
+        let stats = &worker.stats;
+        let open = || stats.connections.load(Ordering::Relaxed);
+        if open() >= crowd.refuse_at as u64 {
+            Stats::add(&stats.overflowed, 1);
+            return;
+        }
+        let place = match crowd.clients.enter(conn.peer().ip()) {
+            Ok(place) => place,
+            Err(too_many) => {
+                Stats::add(&stats.limited_per_client, 1);
+                if too_many.first {
+                    tracing::warn!(client = %conn.peer().ip(),
+                        "limits.max_connections_per_client is reached: closing further ones");
+                }
+                return;
+            }
+        };
+        Stats::add(&stats.connections, 1);
+        worker.drain.count(true);
+        let serving = Rc::clone(&worker);
+        monoio::spawn(async move {
+            guarded(proxy::serve(Rc::clone(&serving), conn)).await;
+            drop(place);
+            serving.drain.count(false);
+            Stats::sub(&serving.stats.connections, 1);
+        });
+        while open() >= crowd.wait_at as u64 && !worker.drain.has_begun() {
+            monoio::time::sleep(ACCEPT_PAUSE).await;
+        }
+    })
+    .await;
+}
+
+/// Takes in the connections of the admin listener, at most `most` at once.
+pub async fn accept_admin(admin: Rc<Admin>, listener: TcpListener, most: usize) {
+    let drain = Rc::clone(&admin.drain);
+    let open = Rc::new(Cell::new(0));
+    accept(&drain, listener, async |conn: Conn| {
+        if open.get() >= most {
+            Stats::add(&admin.stats.limited_admin, 1);
+            return;
+        }
+        open.set(open.get() + 1);
+        let (serving, open) = (Rc::clone(&admin), Rc::clone(&open));
+        monoio::spawn(async move {
+            guarded(serving.serve(conn)).await;
+            open.set(open.get() - 1);
+        });
+    })
+    .await;
+}
+
+/// Has a bound socket listen.
+pub fn listen(socket: Socket, nonblocking: bool) -> io::Result<TcpListener> {
+    socket.set_nonblocking(nonblocking)?;
+    socket.listen(BACKLOG)?;
+    TcpListener::from_std(socket.into())
+}
+
+async fn accept(drain: &Drain, listener: TcpListener, each: impl AsyncFn(Conn)) {
+    let mut complained = false;
+    loop {
+        match race(listener.accept(), drain.begun()).await {
+            Either::Left(Ok((io, peer))) => {
+                complained = false;
+                each(Conn::plain(io, peer, Duration::from_secs(1))).await;
+            }
+            Either::Left(Err(error)) => {
+                if !std::mem::replace(&mut complained, true) {
+                    tracing::error!(%error, "connections can't be accepted");
+                }
+                monoio::time::sleep(ACCEPT_PAUSE).await;
+            }
+            Either::Right(()) => return,
+        }
+    }
+}
