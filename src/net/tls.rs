@@ -225,14 +225,14 @@ mod tests {
     use crate::http::Host;
     use crate::net::{Ca, CaOptions};
 
-    #[test]
-    fn tickets_without_end_do_not_keep_the_core() {
+    /// A client that has shaken hands, and a socket that has so many tickets for it, and `hello`.
+    fn ticketed(tickets: usize) -> (Tls, TcpStream) {
         let dir = tempfile::tempdir().unwrap();
         let options = CaOptions { dir: dir.path().to_owned(), names: Vec::new(), constrain: false };
         let ca = Ca::open(&options).unwrap();
         let config = ca.server_config(&Host::parse("a.test").unwrap()).unwrap();
         let mut config = Arc::unwrap_or_clone(config);
-        config.send_tls13_tickets = 100;
+        config.send_tls13_tickets = tickets;
         let client = client_config(&[ca.certificate_path().to_owned()], None).unwrap().client;
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let mut theirs = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
@@ -246,22 +246,26 @@ mod tests {
             while session.wants_write() {
                 session.write_tls(&mut theirs).unwrap();
             }
-            theirs
         });
         let name = "a.test".try_into().unwrap();
         let mut tls = Tls::new(ClientConnection::new(client, name).unwrap().into());
-        let mut out = Vec::new();
         loop {
             while tls.send(ours.as_fd()).unwrap() > 0 {}
             if !tls.is_handshaking() {
                 break;
             }
             ours.peek(&mut [0]).unwrap();
-            tls.advance(ours.as_fd(), &mut out, RECEIVE).unwrap();
+            tls.advance(ours.as_fd(), &mut Vec::new(), RECEIVE).unwrap();
         }
-        let _open = server.join().unwrap();
+        server.join().unwrap();
+        (tls, ours)
+    }
+
+    #[test]
+    fn tickets_without_end_do_not_keep_the_core() {
+        let (mut tls, ours) = ticketed(100);
         // All is there; a little is taken in at a time, and nothing is lost.
-        let mut tries = 0;
+        let (mut tries, mut out) = (0, Vec::new());
         while let Err(error) = tls.receive(ours.as_fd(), &mut out, 1000) {
             assert_eq!((error.kind(), out.len()), (io::ErrorKind::WouldBlock, 0), "{error}");
             tries += 1;
@@ -269,5 +273,15 @@ mod tests {
         }
         assert_eq!(out, b"hello");
         assert!(tries > 10, "{tries}");
+    }
+
+    #[test]
+    fn ciphertext_is_taken_in_or_complained_of() {
+        // More than rustls puts together into one flight.
+        let (mut tls, mut ours) = ticketed(400);
+        let (mut cipher, mut out) = (Vec::new(), Vec::new());
+        ours.read_to_end(&mut cipher).unwrap();
+        let fed = tls.feed(&cipher, &mut out);
+        assert!(fed.is_err() || out == b"hello", "{} bytes were dropped", cipher.len());
     }
 }
