@@ -227,7 +227,7 @@ fn leaves_are_kept_within_a_bound() {
     let trust = proxy.trust();
     let shown = |host: &str| {
         let tcp = dial(proxy.address(), None);
-        Client::try_secure(tcp, &format!("{host}:9"), &trust).expect("TLS").peer_certificate()
+        Client::try_secure(tcp, &format!("{host}:443"), &trust).expect("TLS").peer_certificate()
     };
     let first = shown("127.1.0.0");
     assert_eq!(shown("127.1.0.0"), first);
