@@ -162,11 +162,7 @@ impl Server {
                  have what it opens"
             );
         }
-        let crowd = Crowd {
-            refuse_at: config.limits.max_connections,
-            wait_at: files.connections,
-            clients: Arc::new(Clients::new(config.limits.max_connections_per_client)),
-        };
+        let crowd = files.crowd(&config.limits);
         let stop = Arc::new(Stop::default());
         let (proxy, admin) = (bound.proxy.clone(), bound.admin);
         let shared = Shared {
@@ -269,6 +265,12 @@ impl Files {
             );
         }
         Files { entries, connections }
+    }
+
+    fn crowd(&self, limits: &config::Limits) -> Crowd {
+        let (refuse_at, most) = (limits.max_connections, limits.max_connections_per_client);
+        let wait_at = (self.connections < refuse_at).then_some(self.connections);
+        Crowd { refuse_at, wait_at, clients: Arc::new(Clients::new(most)) }
     }
 }
 

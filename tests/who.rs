@@ -234,9 +234,7 @@ fn beyond_so_many_fills_candidates_pass_uncached() {
     };
     let (first, second) = (serve(Some(&gate)), serve(Some(&gate)));
     // Fills go on without their clients, and count for as long as they do.
-    drop(begin(&first.1));
-    drop(begin(&second.1));
-    proxy.wait_stat("connections", 0);
+    drop([begin(&first.1), begin(&second.1)]);
     let (body, path) = serve(None);
     for n in 1..=2 {
         let response = proxy.get(&origin, &path);

@@ -119,18 +119,10 @@ pub async fn get_request(
                 missed();
                 return pass_miss(worker, client, request, CROWDED).await;
             }
-            Ok(Lookup::Join(mut reader)) => {
+            Ok(Lookup::Join(reader)) => {
                 missed();
-                Stats::add(&worker.stats.coalesced, 1);
-                match reader.head().await {
-                    Ok(_) => return join(worker, client, request, key, reader).await,
-                    Err(NoHead::Declined) => {
-                        return pass_miss(worker, client, request, "declined").await;
-                    }
-                    Err(NoHead::Failed(why)) => {
-                        return joined_failure(worker, client, request, &why).await;
-                    }
-                    Err(NoHead::Abandoned) => {}
+                if let Some(result) = await_head(worker, client, request, key, reader).await {
+                    return result;
                 }
             }
             Err(error) => {
@@ -141,6 +133,23 @@ pub async fn get_request(
     }
     missed();
     pass_miss(worker, client, request, "unsettled").await
+}
+
+/// Waits for the head of a running fill, and joins it. `None`: it ended without a word.
+async fn await_head(
+    worker: &Rc<Worker>,
+    client: &Client,
+    request: &Request,
+    key: &Key,
+    mut reader: Reader,
+) -> Option<Result<(), End>> {
+    Stats::add(&worker.stats.coalesced, 1);
+    Some(match reader.head().await {
+        Ok(_) => join(worker, client, request, key, reader).await,
+        Err(NoHead::Declined) => pass_miss(worker, client, request, "declined").await,
+        Err(NoHead::Failed(why)) => joined_failure(worker, client, request, &why).await,
+        Err(NoHead::Abandoned) => return None,
+    })
 }
 
 /// Fetches what is stored already, since what is stored will not do for this request.

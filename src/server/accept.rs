@@ -27,8 +27,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 pub struct Crowd {
     /// Open connections from which on new ones are closed at once.
     pub refuse_at: usize,
-    /// From which on they wait to be accepted, since there are no descriptors to serve them.
-    pub wait_at: usize,
+    /// From which on they wait to be accepted, where there are no descriptors to serve so many.
+    pub wait_at: Option<usize>,
     /// Those of each client.
     pub clients: Arc<Clients>,
 }
@@ -63,7 +63,8 @@ pub async fn accept_clients(worker: Rc<Worker>, listener: TcpListener, crowd: Cr
             serving.drain.count(false);
             Stats::sub(&serving.stats.connections, 1);
         });
-        while open() >= crowd.wait_at as u64 && !worker.drain.has_begun() {
+        let Some(wait_at) = crowd.wait_at else { return };
+        while open() >= wait_at as u64 && !worker.drain.has_begun() {
             monoio::time::sleep(ACCEPT_PAUSE).await;
         }
     })
