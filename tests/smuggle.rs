@@ -9,7 +9,7 @@
 mod rows;
 mod support;
 
-use rows::{CHUNKS, FIELDS, FRAMINGS, HEADS, chunked, oversize, with_fields};
+use rows::{CHUNKS, FIELDS, FRAMINGS, HEADS, chunked, oversize, with_fields, without_body};
 use support::answer::Answer;
 use support::client::Client;
 use support::names;
@@ -115,9 +115,9 @@ fn a_well_formed_request_is_answered_and_so_is_the_one_behind_it() {
     let extension = chunked("5 ; a=b;c=\"d\\\"; e\"\r\nhello\r\n000\r\nX-Trailer: a\r\n\r\n");
     for place in Place::all(&proxy, &plain, &tls) {
         for text in [
-            &with_fields("GET", "", true).replace("hello", ""),
+            &without_body("GET", ""),
             &with_fields("POST", "Content-Length:005\t\r\n", true),
-            &with_fields("DELETE", "Content-Length: 0\r\n", false).replace("hello", ""),
+            &without_body("DELETE", "Content-Length: 0\r\n"),
             &extension,
             &format!("\r\n{}", chunked("0\r\n\r\n")),
         ] {

@@ -71,7 +71,7 @@ fn upgrade_of(request: &Request) -> Option<&[u8]> {
             let name = protocol.split('/').next().unwrap_or_default();
             name.eq_ignore_ascii_case("h2c") || name.eq_ignore_ascii_case("http")
         });
-    fields.get("upgrade").filter(|_| wanted && fields.count("upgrade") == 1)
+    fields.get("upgrade").filter(|_| wanted)
 }
 
 fn upstream_head(

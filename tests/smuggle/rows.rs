@@ -7,8 +7,8 @@
 /// A request and the status of its refusal.
 pub type Row = (&'static str, &'static str, u16);
 
-/// Content-Length (RFC 9110 8.6) and Transfer-Encoding (RFC 9112 6.1): fields of a POST with the
-/// body `hello`.
+/// Content-Length (RFC 9110 8.6) and Transfer-Encoding (RFC 9112 6.1): fields of a message with
+/// [`BODY`].
 pub const FRAMINGS: &[Row] = &[
     ("length repeated", "Content-Length: 5\r\nContent-Length: 5\r\n", 400),
     ("length conflicting", "Content-Length: 5\r\ncontent-length: 6\r\n", 400),
@@ -186,6 +186,8 @@ pub const HEADS: &[Row] = &[
 /// Chunked bodies (RFC 9112 7.1) that are broken before their end.
 pub const CHUNKS: &[Row] = &[
     ("no chunk size", "\r\nhello\r\n0\r\n\r\n", 400),
+    ("no chunk size and an end", "\r\n\r\n", 400),
+    ("no chunk size but an extension", ";a\r\n\r\n", 400),
     ("chunk size signed +", "+5\r\nhello\r\n0\r\n\r\n", 400),
     ("chunk size signed -", "-5\r\nhello\r\n0\r\n\r\n", 400),
     ("chunk size -0", "-0\r\n\r\n", 400),
@@ -246,10 +248,19 @@ pub const STATUS_LINES: &[(&str, &str)] = &[
     ("HTTP/0.9's bare body", "<html>hello</html>\r\n"),
 ];
 
+/// Five bytes, or a whole chunked body: whichever reading a peer takes, the next message begins
+/// behind it.
+pub const BODY: &str = "0\r\n\r\n";
+
 /// A request with these field lines before or behind the others, and a body.
 pub fn with_fields(method: &str, lines: &str, first: bool) -> String {
     let (before, behind) = if first { (lines, "") } else { ("", lines) };
-    format!("{method} {{t}} HTTP/1.1\r\n{before}Host: {{h}}\r\n{behind}\r\nhello")
+    format!("{method} {{t}} HTTP/1.1\r\n{before}Host: {{h}}\r\n{behind}\r\n{BODY}")
+}
+
+/// As [`with_fields`], the fields last and no body.
+pub fn without_body(method: &str, lines: &str) -> String {
+    format!("{method} {{t}} HTTP/1.1\r\nHost: {{h}}\r\n{lines}\r\n")
 }
 
 /// A request with this coded body.
