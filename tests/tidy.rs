@@ -63,6 +63,7 @@ const DOORS: &[(&str, &[&str])] = &[
         &["config", "cache/disk", "admin", "proxy/answer", "proxy/challenge", "policy/rights"],
     ),
     ("granit_parser", &["config"]),
+    ("bcrypt", &["proxy/users/file"]),
     ("bytesize", &["config"]),
     ("hdrhistogram", &["stats"]),
     ("hashbrown", &["cache/index"]),
