@@ -10,7 +10,7 @@ use discobot_proxy::config::{Config, ConfigError};
 use discobot_proxy::logging::LogOutput;
 use discobot_proxy::net::Ca;
 use discobot_proxy::policy::Policy;
-use discobot_proxy::proxy::refuse_own_parent;
+use discobot_proxy::proxy::{Users, refuse_own_parent};
 use discobot_proxy::server::{Server, StartError, ca_options, upstream_tls};
 use discobot_proxy::sys::process::{self, Signal};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -79,7 +79,8 @@ fn load(file: Option<&Path>) -> Result<Config, ConfigError> {
 fn check(config: &Config) -> ExitCode {
     let checked = Policy::compile(config)
         .and_then(|policy| upstream_tls(config, &policy))
-        .and_then(|_| refuse_own_parent(config));
+        .and_then(|_| refuse_own_parent(config))
+        .and_then(|()| Users::inspect(config));
     if let Err(error) = checked {
         return complain(2, &error);
     }
@@ -191,6 +192,7 @@ fn run(config: Config) -> ExitCode {
             Ok(Signal::Reopen) => {
                 log.reopen();
                 tracing::info!("log reopened");
+                server.reload();
             }
             Ok(Signal::Stop) => break,
             Err(error) => {

@@ -35,7 +35,7 @@ use crate::config::{self, Config, ConfigError};
 use crate::http::HeadLimits;
 use crate::net::{Ca, CaError, DialOptions, Dialer, Resolver, UpstreamTls, race};
 use crate::policy::{Listeners, Policy};
-use crate::proxy::{self, Access, Asking, Drain, Limits, Worker};
+use crate::proxy::{self, Access, Asking, Drain, Limits, Users, Worker};
 use crate::stats::Stats;
 use crate::sys;
 
@@ -100,6 +100,7 @@ pub struct Server {
     threads: Vec<JoinHandle<()>>,
     cache: Cache,
     access: Option<Arc<Access>>,
+    users: Option<Arc<Users>>,
 }
 
 /// What every worker thread is given.
@@ -111,6 +112,7 @@ struct Shared {
     stats: Arc<Stats>,
     ca: Arc<Ca>,
     access: Option<Arc<Access>>,
+    users: Option<Arc<Users>>,
     tls: Arc<UpstreamTls>,
     resolver: Resolver,
     listeners: Vec<SocketAddr>,
@@ -127,6 +129,7 @@ impl Server {
         let policy = Policy::compile(&config)?;
         proxy::refuse_own_parent(&config)?;
         let tls = upstream_tls(&config, &policy)?;
+        let users = Users::open(&config)?.map(Arc::new);
         let files = Files::allot(config.limits.max_connections);
         let workers = match config.proxy.workers {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
@@ -172,6 +175,7 @@ impl Server {
             stats,
             ca: Arc::clone(&ca),
             access: access.clone(),
+            users: users.clone(),
             tls: tls.client,
             resolver: Resolver::default(),
             listeners: proxy.iter().copied().chain([admin]).collect(),
@@ -189,7 +193,7 @@ impl Server {
         }
         let (driver, threads) = start_workers(&shared, bound)?;
         scan(cache.clone()).map_err(StartError::Worker)?;
-        Ok(Server { proxy, admin, driver, workers, ca, stop, threads, cache, access })
+        Ok(Server { proxy, admin, driver, workers, ca, stop, threads, cache, access, users })
     }
 
     /// Asks every worker to stop: no new connections, running transfers within the grace, or less
@@ -197,6 +201,13 @@ impl Server {
     pub fn stop(&self) -> Arc<Stop> {
         self.stop.reach(STOPPING);
         Arc::clone(&self.stop)
+    }
+
+    /// Reads `proxy.users` again.
+    pub fn reload(&self) {
+        if let Some(users) = &self.users {
+            users.reload();
+        }
     }
 
     /// Waits for the workers to end, and writes down what is to be remembered.
@@ -456,6 +467,7 @@ fn worker(shared: &Shared, drain: &Rc<Drain>) -> Worker {
         resolver: shared.resolver.clone(),
         ca: Arc::clone(&shared.ca),
         access: shared.access.clone(),
+        users: shared.users.clone(),
         asking: Asking::default(),
         limits: Limits {
             heads: HeadLimits::with_size(config.limits.header_size),

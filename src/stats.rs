@@ -66,6 +66,10 @@ counters! {
     errors,
     /// Requests refused by a rule.
     refused,
+    /// Requests without the credentials of a user of the proxy.
+    unauthenticated,
+    /// Sign-ins refused because too many passwords were being compared.
+    limited_sign_ins,
     /// CONNECTs relayed as bytes.
     tunnelled,
     /// CONNECTs whose TLS was opened.

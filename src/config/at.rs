@@ -148,6 +148,14 @@ impl<'n> At<'n> {
         })
     }
 
+    /// A path of the file system; empty text stands for none.
+    pub fn path_or_none(&self) -> Result<Option<PathBuf>, ConfigError> {
+        match &self.node.value {
+            Value::Text(text) if text.is_empty() => Ok(None),
+            _ => self.path().map(Some),
+        }
+    }
+
     /// A network.
     pub fn net(&self) -> Result<IpNet, ConfigError> {
         self.parsed(value::EXPECTED_NET, value::net)

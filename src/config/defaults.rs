@@ -78,6 +78,7 @@ impl Default for Proxy {
             api_token: None,
             workers: 0,
             allow_clients: constants(PRIVATE_NETWORKS),
+            users: None,
             deny_destinations: constants(NEVER_A_REGISTRY),
             connect_ports: constants(REGISTRY_PORTS),
         }

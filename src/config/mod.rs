@@ -131,6 +131,8 @@ pub struct Proxy {
     pub workers: usize,
     /// Networks whose clients are served.
     pub allow_clients: Vec<IpNet>,
+    /// The file of users and hashes of their passwords, if clients are asked for them.
+    pub users: Option<PathBuf>,
     /// Networks no connection is made to.
     pub deny_destinations: Vec<IpNet>,
     /// Ports that a CONNECT, a whole URL or a redirect may lead to; plain HTTP also to 80.

@@ -33,6 +33,7 @@ fn proxy(out: &mut Out, proxy: &Proxy) {
     out.text("api_token", proxy.api_token.as_ref().map_or("", |_| MASK));
     out.bare("workers", proxy.workers);
     out.list("allow_clients", &proxy.allow_clients);
+    out.path("users", proxy.users.as_deref().unwrap_or(Path::new("")));
     out.list("deny_destinations", &proxy.deny_destinations);
     out.list("connect_ports", &proxy.connect_ports);
 }

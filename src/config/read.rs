@@ -53,6 +53,7 @@ pub(super) const SECTIONS: &[(&str, &[&str])] = &[
             "api_token",
             "workers",
             "allow_clients",
+            "users",
             "deny_destinations",
             "connect_ports",
         ],
@@ -230,6 +231,7 @@ fn proxy(out: &mut Proxy, key: &str, at: &At) -> Result<(), ConfigError> {
         }
         "workers" => out.workers = at.number(0..=WORKERS)?,
         "allow_clients" => out.allow_clients = at.list(At::net)?,
+        "users" => out.users = at.path_or_none()?,
         "deny_destinations" => out.deny_destinations = at.list(At::net)?,
         _ => {
             out.connect_ports =
@@ -336,12 +338,7 @@ fn logging(out: &mut Logging, key: &str, at: &At) -> Result<(), ConfigError> {
     match key {
         "level" => out.level = at.one_of(LEVELS)?,
         "format" => out.format = at.one_of(&[("text", Format::Text), ("json", Format::Json)])?,
-        _ => {
-            out.file = match &at.node.value {
-                Value::Text(text) if text.is_empty() => None,
-                _ => Some(at.path()?),
-            };
-        }
+        _ => out.file = at.path_or_none()?,
     }
     Ok(())
 }

@@ -55,6 +55,7 @@ proxy:
   api_token: t0ken
   workers: 1024
   allow_clients: [10.1.2.3/8]
+  users: /etc/users
   deny_destinations: []
   connect_ports: [443, 8000-9000]
 tls:

@@ -18,6 +18,7 @@
 //! of [`request_framing`] and [`response_framing`], and **must** be asked before anything of the
 //! message is forwarded.
 
+mod basic;
 mod chunks;
 mod fields;
 mod framing;
@@ -28,6 +29,7 @@ mod target;
 #[cfg(test)]
 mod tests;
 
+pub use basic::Basic;
 pub use chunks::{Chunk, Chunks, LAST_CHUNK, LINE_MAX, TRAILERS_MAX, chunk_head, last_chunk};
 pub use fields::{Fields, is_hop_by_hop};
 pub use framing::{

@@ -15,6 +15,8 @@ pub struct Answer {
     pub code: &'static str,
     /// For people: one sentence, what failed and why.
     pub message: String,
+    /// Further header lines, each with its line end.
+    extra: &'static str,
 }
 
 #[derive(Serialize)]
@@ -31,7 +33,12 @@ struct Error<'a> {
 impl Answer {
     /// An error.
     pub fn new(status: u16, code: &'static str, message: impl Into<String>) -> Answer {
-        Answer { status, code, message: message.into() }
+        Answer { status, code, message: message.into(), extra: "" }
+    }
+
+    /// With these header lines, each with its line end.
+    pub fn with(self, extra: &'static str) -> Answer {
+        Answer { extra, ..self }
     }
 
     /// To a request that came through this proxy before.
@@ -59,7 +66,7 @@ impl Answer {
             NetError::Denied(why) => why.to_string(),
             error => format!("upstream {host}: {error}"),
         };
-        Answer { status, code, message }
+        Answer::new(status, code, message)
     }
 
     fn body(&self) -> Vec<u8> {
@@ -76,7 +83,8 @@ impl Answer {
         with_body: bool,
     ) -> Result<(), NetError> {
         let body = self.body();
-        let reply = Reply { status: self.status, kind: "application/json", body: &body, extra: "" };
+        let (status, extra) = (self.status, self.extra);
+        let reply = Reply { status, kind: "application/json", body: &body, extra };
         reply.send(conn, version, keep_alive, with_body).await
     }
 
@@ -87,9 +95,10 @@ impl Answer {
             self.message.chars().map(|c| if c.is_ascii_graphic() { c } else { ' ' }).collect();
         let head = format!(
             "HTTP/1.1 {} {words}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\
-             Connection: close\r\n\r\n",
+             {}Connection: close\r\n\r\n",
             self.status,
-            body.len()
+            body.len(),
+            self.extra
         );
         conn.write_parts(&[head.as_bytes(), &body], false).await
     }
@@ -162,6 +171,7 @@ pub fn reason(status: u16) -> &'static str {
         403 => "Forbidden",
         404 => "Not Found",
         405 => "Method Not Allowed",
+        407 => "Proxy Authentication Required",
         408 => "Request Timeout",
         413 => "Content Too Large",
         414 => "URI Too Long",

@@ -22,6 +22,7 @@ mod store;
 mod tunnel;
 mod upload;
 mod url;
+mod users;
 
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
@@ -34,6 +35,7 @@ pub use self::own::refuse_own_parent;
 pub use self::prove::{Access, Asking};
 pub use self::session::{linger, serve};
 use self::url::Url;
+pub use self::users::Users;
 use crate::cache::Cache;
 use crate::http::{Fields, HeadLimits, Host, Scheme, Version};
 use crate::net::{Ca, Conn, Dialer, NetError, Parent, ParentFault, Resolver};
@@ -82,6 +84,8 @@ pub struct Worker {
     pub access: Option<Arc<Access>>,
     /// Questions under way on this core.
     pub asking: Asking,
+    /// Who may use the proxy, where that is asked.
+    pub users: Option<Arc<Users>>,
     /// The limits.
     pub limits: Limits,
     /// Our own listeners: never a destination.

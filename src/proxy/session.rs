@@ -8,7 +8,7 @@ use super::answer::Answer;
 use super::exchange::exchange;
 use super::url::Url;
 use super::{Worker, tunnel};
-use crate::http::{Method, Version};
+use crate::http::{Method, RequestHead, Target, Version};
 use crate::net::{Conn, Either, NetError, race};
 use crate::stats::Stats;
 
@@ -70,15 +70,11 @@ pub async fn serve(worker: Rc<Worker>, conn: Conn) {
         let answer = Answer::new(403, "DENIED", message);
         // The request is read first: a client that is still sending would not see the answer.
         let wait = worker.limits.header_timeout;
-        if let Ok(Some(head)) = client.conn.request_head(&worker.limits.heads, wait, wait).await {
-            let sent = if head.method == Method::CONNECT {
-                answer.send_to_connect(&client.conn).await
-            } else {
-                answer.send(&client.conn, head.version, false, head.method != Method::HEAD).await
-            };
-            if sent.is_ok() {
-                linger(&client.conn).await;
-            }
+        let head = client.conn.request_head(&worker.limits.heads, wait, wait).await;
+        if let Ok(Some(head)) = head
+            && let Err(End::Unread) = refuse(&client, &head, &answer).await
+        {
+            linger(&client.conn).await;
         }
         return;
     }
@@ -119,7 +115,9 @@ async fn requests(worker: &Rc<Worker>, client: &Client) -> End {
             Either::Left(Err(error)) => return unreadable(worker, client, &error).await,
             Either::Right(()) => return End::Idle,
         };
-        let result = if head.method == Method::CONNECT {
+        let result = if let Some(answer) = stranger(worker, client, &head).await {
+            refuse(client, &head, &answer).await
+        } else if head.method == Method::CONNECT {
             Box::pin(tunnel::connect(worker, client, head)).await
         } else {
             left = left.saturating_sub(1);
@@ -131,6 +129,29 @@ async fn requests(worker: &Rc<Worker>, client: &Client) -> End {
         if worker.drain.has_begun() {
             return End::Answered;
         }
+    }
+}
+
+/// What to answer a request of nobody that `proxy.users` knows. Inside a tunnel the credentials of
+/// its CONNECT count; the proxy's own page is for everybody.
+async fn stranger(worker: &Worker, client: &Client, head: &RequestHead) -> Option<Answer> {
+    let users = worker.users.as_deref().filter(|_| client.fixed.is_none())?;
+    if matches!(head.target, Target::Origin(_)) {
+        return None;
+    }
+    let limit = worker.limits.header_timeout;
+    users.admit(&worker.stats, client.ip(), &head.fields, limit).await.err()
+}
+
+async fn refuse(client: &Client, head: &RequestHead, answer: &Answer) -> Result<(), End> {
+    let sent = if head.method == Method::CONNECT {
+        answer.send_to_connect(&client.conn).await
+    } else {
+        answer.send(&client.conn, head.version, false, head.method != Method::HEAD).await
+    };
+    match sent {
+        Ok(()) => Err(End::Unread),
+        Err(_) => Err(End::Broken),
     }
 }
 

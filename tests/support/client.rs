@@ -155,10 +155,23 @@ impl Client {
 
     /// As [`Client::tunnel`], over this connection.
     pub fn tunnel_on(
-        mut tcp: TcpStream,
+        tcp: TcpStream,
         authority: &str,
     ) -> io::Result<Result<TcpStream, Box<Response>>> {
-        let request = format!("CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n\r\n");
+        Client::tunnel_with(tcp, authority, &[])
+    }
+
+    /// As [`Client::tunnel_on`], with these fields.
+    pub fn tunnel_with(
+        mut tcp: TcpStream,
+        authority: &str,
+        fields: &[(&str, &str)],
+    ) -> io::Result<Result<TcpStream, Box<Response>>> {
+        let mut request = format!("CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n");
+        for (name, value) in fields {
+            request.push_str(&format!("{name}: {value}\r\n"));
+        }
+        request.push_str("\r\n");
         tcp.write_all(request.as_bytes())?;
         // Byte by byte: what a server says at once behind the head belongs to the tunnel.
         let mut text = Vec::new();
@@ -189,8 +202,13 @@ impl Client {
     pub fn try_secure(tcp: TcpStream, authority: &str, trust: &Trust) -> io::Result<Client> {
         let tcp = Client::tunnel_on(tcp, authority)?
             .unwrap_or_else(|refusal| panic!("CONNECT {authority}: {refusal:?}"));
+        Client::within(tcp, authority, trust)
+    }
+
+    /// TLS inside a tunnel to `authority`.
+    pub fn within(tunnel: TcpStream, authority: &str, trust: &Trust) -> io::Result<Client> {
         let host = authority.rsplit_once(':').map_or(authority, |(host, _)| host);
-        let stream = start_tls(tcp, host, trust)?;
+        let stream = start_tls(tunnel, host, trust)?;
         Ok(Client { wire: Wire::new(stream), absolute: false, authority: authority.to_owned() })
     }
 

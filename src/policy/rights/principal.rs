@@ -22,7 +22,7 @@ impl Secret {
     }
 
     /// HMAC-SHA-256 (RFC 2104) of what `feed` puts in.
-    pub(super) fn mac(&self, feed: impl FnOnce(&mut Hasher)) -> Digest {
+    pub fn mac(&self, feed: impl FnOnce(&mut Hasher)) -> Digest {
         const BLOCK: usize = 64;
         let padded = |pad: u8| {
             let mut block = [pad; BLOCK];
