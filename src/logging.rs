@@ -74,7 +74,9 @@ impl Write for LogFile {
             match open(&self.path) {
                 Ok(file) => self.file = file,
                 // On the way to the log itself: standard error is what is left.
-                Err(error) => eprintln!("the log file stays the old one: {error}"),
+                Err(error) => {
+                    let _ = writeln!(io::stderr(), "the log file stays the old one: {error}");
+                }
             }
         }
         self.file.write(buf)
