@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # check.sh [--no-tests]: what must pass before a change lands. Every check runs, whatever the others
-# said; the end names those that failed.
+# said; the end names those that failed, and those that could not be made here.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 
@@ -8,6 +8,7 @@ cd "$(dirname "$0")/.." || exit 1
 CARGO_DENY=0.20.2
 
 failed=()
+not_made=()
 
 check() {
   local name=$1
@@ -26,7 +27,11 @@ main() {
   check 'stated Rust version' stated_rust
   check dependencies dependencies
   check advisories advisories
+  check sanitizers scripts/sanitize.sh
 
+  if [ "${#not_made[@]}" -gt 0 ]; then
+    printf 'check.sh: NOT CHECKED: %s\n' "${not_made[@]}" >&2
+  fi
   if [ "${#failed[@]}" -gt 0 ]; then
     printf 'check.sh: failed: %s\n' "${failed[*]}" >&2
     return 1
@@ -50,12 +55,18 @@ stated_rust() {
       return 0
       ;;
   esac
-  if ! rustup run "$stated" rustc --version; then
-    echo "rustc here is $used; for this check: rustup toolchain install $stated" >&2
-    return 1
-  fi
-  # A directory of its own: two compilers in one rebuild everything for each other.
-  rustup run "$stated" cargo check --locked --all-targets --target-dir "target/rust-$stated"
+  local toolchain
+  for toolchain in "$stated" "$stated.0"; do
+    # Not `rustup run`, which would fetch one that is missing.
+    if rustup toolchain list | grep -q "^$toolchain-"; then
+      # A directory of its own: two compilers in one rebuild everything for each other.
+      cargo "+$toolchain" check --locked --all-targets \
+        --target-dir "${CARGO_TARGET_DIR:-target}/rust-$stated"
+      return
+    fi
+  done
+  echo "rustc here is $used; for this check: rustup toolchain install $stated" >&2
+  return 1
 }
 
 dependencies() {
@@ -63,12 +74,14 @@ dependencies() {
 }
 
 # The database of advisories lies on the net, outside the registries that a build needs. What it says
-# is binding where it can be asked; where it cannot, the check says so and is no failure.
+# is binding where it can be asked; where it cannot, that is said here and at the end, and is no
+# failure.
 advisories() {
   have_cargo_deny || return 1
   local said
   if ! said=$(timeout 120 cargo deny --locked fetch db 2>&1); then
-    printf 'advisories NOT CHECKED: their database could not be fetched:\n%s\n' "$said"
+    printf 'their database can not be reached:\n%s\n' "$said"
+    not_made+=("advisories (their database can not be reached)")
     return 0
   fi
   cargo deny --locked check advisories --disable-fetch

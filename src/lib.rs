@@ -45,6 +45,7 @@
 //! down last uses.
 
 #![deny(unsafe_code)]
+#![warn(clippy::undocumented_unsafe_blocks)]
 #![warn(missing_docs)]
 
 pub mod sys;

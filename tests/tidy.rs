@@ -92,6 +92,7 @@ const RULES: &[(&str, Rule)] = &[
     ("layers", layers),
     ("doors", doors),
     ("unsafe", unsafe_blocks),
+    ("system calls", system_calls),
     ("sizes", sizes),
     ("leftovers", leftovers),
     ("unwraps", unwraps),
@@ -256,6 +257,24 @@ fn unsafe_blocks(source: &Source) -> Vec<String> {
             }
         } else {
             faults.push(source.fault(number, "unsafe outside sys"));
+        }
+    }
+    faults
+}
+
+/// Each function of `sys` is called by a test beside it: `scripts/sanitize.sh` sees no more of its
+/// `unsafe` than these do.
+fn system_calls(source: &Source) -> Vec<String> {
+    if !source.path.starts_with("sys/") {
+        return Vec::new();
+    }
+    let tests = || source.code.iter().zip(&source.test).filter(|(_, test)| **test);
+    let mut faults = Vec::new();
+    for (number, line) in source.shipped() {
+        let Some((_, rest)) = line.split_once("pub fn ") else { continue };
+        let called = format!("{}(", first_word(rest));
+        if !tests().any(|(line, _)| line.contains(&called)) {
+            faults.push(source.fault(number, &format!("no test calls {called})")));
         }
     }
     faults
@@ -447,6 +466,15 @@ mod planted {
         for (path, text) in good {
             assert_eq!(faults(unsafe_blocks, path, text), 0, "{path}: {text}");
         }
+    }
+
+    #[test]
+    fn system_calls_are_tested() {
+        let function = "pub fn f<T>(x: T) {}\nfn g() { f(1) }\n";
+        let tested = format!("{function}#[cfg(test)]\nmod tests {{\n    fn h() {{ f(2) }}\n}}\n");
+        assert_eq!(faults(system_calls, "sys/file.rs", function), 1);
+        assert_eq!(faults(system_calls, "sys/file.rs", &tested), 0);
+        assert_eq!(faults(system_calls, "net/send.rs", function), 0);
     }
 
     #[test]

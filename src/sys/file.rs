@@ -56,7 +56,18 @@ pub fn is_of_file(error: &io::Error) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+    use std::io::{Read, Write};
+    use std::os::fd::AsFd;
+    use std::os::unix::net::UnixStream;
+
     use super::*;
+
+    fn file(content: &[u8]) -> File {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(content).unwrap();
+        file
+    }
 
     #[test]
     fn the_medium_is_told_from_the_socket() {
@@ -69,6 +80,40 @@ mod tests {
     fn space_of_the_root_is_known() {
         let space = space(Path::new("/")).unwrap();
         assert!(space.total > 0 && space.free <= space.total);
-        assert!(super::space(Path::new("/no/such/path")).is_err());
+        for path in ["/no/such/path", "", "a\0b"] {
+            assert!(super::space(Path::new(path)).is_err(), "{path:?}");
+        }
+    }
+
+    #[test]
+    fn sendfile_sends_from_where_it_is_told_to_the_end() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let file = file(b"0123456789");
+        let from = |offset, len| sendfile(ours.as_fd(), file.as_fd(), offset, len);
+        assert_eq!(from(3, 4).unwrap(), 4);
+        assert_eq!(from(8, 100).unwrap(), 2);
+        assert_eq!(from(10, 100).unwrap(), 0);
+        assert_eq!(from(1 << 40, 1).unwrap(), 0);
+        assert_eq!(from(0, 0).unwrap(), 0);
+        assert!(from(u64::MAX, 1).is_err());
+        let mut got = [0; 6];
+        theirs.read_exact(&mut got).unwrap();
+        assert_eq!(&got, b"345689");
+        drop(theirs);
+        assert!(sendfile(file.as_fd(), ours.as_fd(), 0, 1).is_err(), "a socket is no source");
+    }
+
+    #[test]
+    fn sendfile_into_a_full_socket_would_block() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        let file = file(&[7; 65_536]);
+        let error = loop {
+            if let Err(error) = sendfile(ours.as_fd(), file.as_fd(), 0, 65_536) {
+                break error;
+            }
+        };
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+        drop(theirs);
     }
 }

@@ -85,10 +85,56 @@ pub fn forbid_core_dumps() -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    /// Set in the process that a test starts for what would change all of this one.
+    const CHILD: &str = "DISCOBOT_SYS_CHILD";
+
     #[test]
     fn the_limit_of_open_files_is_raised() {
-        let limit = super::raise_open_files(256).unwrap();
-        assert!(limit >= 256);
-        assert_eq!(super::raise_open_files(limit).unwrap(), limit);
+        let first = raise_open_files(256).unwrap();
+        assert!(first >= 256);
+        assert_eq!(raise_open_files(first).unwrap(), first);
+        // More than the kernel grants to anybody: as far as the hard limit goes.
+        let most = raise_open_files(u64::MAX).unwrap();
+        assert!((first..u64::MAX).contains(&most), "{most}");
+        assert_eq!(raise_open_files(most).unwrap(), most);
+    }
+
+    #[test]
+    fn signals_wait_for_whoever_asks() {
+        // A thread's mask is its own, and so is what is raised in it.
+        let waiter = std::thread::spawn(|| {
+            block_signals().unwrap();
+            [libc::SIGHUP, libc::SIGTERM, libc::SIGINT].map(|signal| {
+                // SAFETY: a plain number; the signal is blocked, so no handler runs.
+                assert_eq!(unsafe { libc::raise(signal) }, 0);
+                wait_signal().unwrap()
+            })
+        });
+        assert_eq!(waiter.join().unwrap(), [Signal::Reopen, Signal::Stop, Signal::Stop]);
+    }
+
+    #[test]
+    fn core_dumps_are_forbidden() {
+        if std::env::var_os(CHILD).is_none() {
+            let mut child = Command::new(std::env::current_exe().unwrap());
+            let name = std::thread::current().name().unwrap().to_owned();
+            // A leak checker would trace the process, which is what this forbids.
+            child.args(["--exact", &name]).env(CHILD, "1").env("ASAN_OPTIONS", "detect_leaks=0");
+            let output = child.output().unwrap();
+            let said = String::from_utf8_lossy(&output.stdout);
+            assert!(output.status.success() && said.contains("1 passed"), "{output:?}");
+            return;
+        }
+        forbid_core_dumps().unwrap();
+        let limits = std::fs::read_to_string("/proc/self/limits").unwrap();
+        let core = limits.lines().find_map(|line| line.strip_prefix("Max core file size"));
+        let soft_and_hard: Vec<_> = core.unwrap().split_whitespace().take(2).collect();
+        assert_eq!(soft_and_hard, ["0", "0"]);
+        // SAFETY: the option takes no argument.
+        assert_eq!(unsafe { libc::prctl(libc::PR_GET_DUMPABLE) }, 0);
     }
 }

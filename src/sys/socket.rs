@@ -98,6 +98,29 @@ mod tests {
         assert_eq!(buf, b"abc");
         drop(theirs);
         assert_eq!(recv(ours.as_fd(), &mut buf, 1).unwrap(), 0);
+        assert_eq!(peek(ours.as_fd()).unwrap(), 0);
+        assert_eq!(buf, b"abc");
+    }
+
+    #[test]
+    fn no_more_is_received_than_there_is_room_for() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        theirs.write_all(&[7; 4096]).unwrap();
+        let mut buf = Vec::with_capacity(100);
+        buf.extend_from_slice(b"head");
+        let room = buf.capacity() - buf.len();
+        assert_eq!(recv(ours.as_fd(), &mut buf, usize::MAX).unwrap(), room);
+        assert_eq!(buf.len(), buf.capacity());
+        assert!(buf.starts_with(b"head") && buf[4..].iter().all(|byte| *byte == 7));
+        assert!(recv(std::fs::File::open("/dev/null").unwrap().as_fd(), &mut buf, 1).is_err());
+    }
+
+    #[test]
+    fn a_borrowed_socket_is_the_same() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        assert_eq!(borrow(&ours).as_raw_fd(), ours.as_raw_fd());
+        theirs.write_all(b"x").unwrap();
+        assert_eq!(peek(borrow(&ours)).unwrap(), 1);
     }
 
     #[test]
@@ -105,6 +128,19 @@ mod tests {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let ours = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         assert_eq!(unsent(ours.as_fd()).unwrap(), 0);
+        // Nobody reads: what the peer's kernel has no room for stays here.
+        let mut taken = 0;
+        let waiting = loop {
+            match send(ours.as_fd(), &[IoSlice::new(&[7; 65_536])], true) {
+                Ok(more) => taken += more,
+                Err(error) => assert_eq!(error.kind(), io::ErrorKind::WouldBlock),
+            }
+            let waiting = unsent(ours.as_fd()).unwrap();
+            if waiting > 0 {
+                break waiting;
+            }
+        };
+        assert!(waiting <= taken, "{waiting} of {taken}");
         assert!(unsent(std::fs::File::open("/dev/null").unwrap().as_fd()).is_err());
     }
 
@@ -119,5 +155,25 @@ mod tests {
         drop(theirs);
         let error = send(ours.as_fd(), &[IoSlice::new(b"x")], false).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+    }
+
+    #[test]
+    fn more_slices_than_a_call_takes_are_no_error() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let slices: Vec<_> = (0..IOV_MAX + 5).map(|_| IoSlice::new(b"x")).collect();
+        assert_eq!(send(ours.as_fd(), &slices, false).unwrap(), IOV_MAX);
+        assert_eq!(send(ours.as_fd(), &[], false).unwrap(), 0);
+        drop(ours);
+        let mut got = Vec::new();
+        theirs.read_to_end(&mut got).unwrap();
+        assert_eq!(got, [b'x'; IOV_MAX]);
+    }
+
+    #[test]
+    fn want_of_descriptors_is_told_from_other_errors() {
+        for (code, wanting) in [(libc::EMFILE, true), (libc::ENFILE, true), (libc::EAGAIN, false)] {
+            assert_eq!(is_out_of_files(&io::Error::from_raw_os_error(code)), wanting);
+        }
+        assert!(!is_out_of_files(&io::ErrorKind::WouldBlock.into()));
     }
 }
