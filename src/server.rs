@@ -146,25 +146,7 @@ impl Server {
             fills_max: config.limits.max_fills.min(files.connections),
         };
         let cache = Cache::open(options, Arc::clone(&stats)).map_err(StartError::Cache)?;
-        let access = match config.cache.access {
-            config::Access::Verify => {
-                let access = Access::open(&config.tls.cert_dir, &config.cache.dir);
-                Some(Arc::new(access.map_err(StartError::Access)?))
-            }
-            config::Access::Trust => {
-                tracing::warn!(
-                    "cache.access is trust: every client may have every stored image, private \
-                     ones included"
-                );
-                None
-            }
-        };
-        if config.headers.iter().any(|rule| !rule.set.is_empty() || !rule.append.is_empty()) {
-            tracing::warn!(
-                "what `headers` puts in counts as every client's: all of proxy.allow_clients may \
-                 have what it opens"
-            );
-        }
+        let access = open_access(&config)?;
         let crowd = files.crowd(&config.limits);
         let stop = Arc::new(Stop::default());
         let (proxy, admin) = (bound.proxy.clone(), bound.admin);
@@ -221,6 +203,29 @@ impl Server {
             && let Err(error) = access.save()
         {
             tracing::warn!(%error, "public repositories can't be remembered");
+        }
+    }
+}
+
+/// What is known of rights, where they are looked at; says where they are not, or are shared.
+fn open_access(config: &Config) -> Result<Option<Arc<Access>>, StartError> {
+    if config.headers.iter().any(|rule| !rule.set.is_empty() || !rule.append.is_empty()) {
+        tracing::warn!(
+            "what `headers` puts in counts as every client's: all of proxy.allow_clients may \
+             have what it opens"
+        );
+    }
+    match config.cache.access {
+        config::Access::Verify => {
+            let access = Access::open(&config.tls.cert_dir, &config.cache.dir);
+            Ok(Some(Arc::new(access.map_err(StartError::Access)?)))
+        }
+        config::Access::Trust => {
+            tracing::warn!(
+                "cache.access is trust: every client may have every stored image, private ones \
+                 included"
+            );
+            Ok(None)
         }
     }
 }

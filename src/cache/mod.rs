@@ -263,7 +263,7 @@ impl Cache {
         self.help(move || inner.remove(&key)).await?
     }
 
-    /// Takes in that a stored entry's file can't be read: it is removed, so that it is fetched anew.
+    /// Takes in that a stored entry's file can't be read: it is removed, and fetched anew.
     pub async fn drop_unreadable(&self, key: &Key, why: &CacheError) {
         Stats::add(&self.inner.stats.errors, 1);
         tracing::warn!(key = %key.hex(), %why, "unreadable cache entry dropped");

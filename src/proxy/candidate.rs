@@ -85,15 +85,13 @@ pub async fn get_request(
         match worker.cache.lookup(key).await {
             Ok(Lookup::Hit(reader)) => match stored_head(&reader) {
                 Some((seen, stored, source)) if fits(request, &stored, source.as_ref()) => {
-                    match may_have(worker, request, key, source.as_ref()).await {
-                        Gate::Public => {
-                            return hit(worker, client, request, reader, &seen, &stored).await;
-                        }
-                        Gate::Open => {
-                            // What was stored from elsewhere says nothing of this repository.
-                            if source.as_ref() == Some(request.repository()) {
-                                prove::note_manifest(worker, request, &seen);
-                            }
+                    let gate = may_have(worker, request, key, source.as_ref()).await;
+                    // What was stored from elsewhere says nothing of this repository.
+                    if gate == Gate::Open && source.as_ref() == Some(request.repository()) {
+                        prove::note_manifest(worker, request, &seen);
+                    }
+                    match gate {
+                        Gate::Public | Gate::Open => {
                             return hit(worker, client, request, reader, &seen, &stored).await;
                         }
                         Gate::Fetch => {

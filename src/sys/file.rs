@@ -48,8 +48,8 @@ pub fn sendfile(
     usize::try_from(sent).map_err(|_| io::Error::last_os_error())
 }
 
-/// Whether what [`sendfile`] failed with is the file's fault: a medium that can't be read, or a file
-/// system that is damaged. Sockets give none of these.
+/// Whether what [`sendfile`] failed with is the file's fault: a medium that can't be read, or a
+/// file system that is damaged. Sockets give none of these.
 pub fn is_of_file(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EIO | libc::EUCLEAN | libc::ESTALE | libc::ENODATA))
 }
