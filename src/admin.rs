@@ -132,13 +132,16 @@ impl Admin {
             let message = "unknown Host: name it in proxy.api_hosts to allow it";
             return Err(refusal(403, "DENIED", message));
         }
-        let Some(origin) = head.fields.get("origin") else { return Ok(()) };
-        let origin = std::str::from_utf8(origin).ok().and_then(|origin| origin.split_once("://"));
-        let origin = origin.and_then(|(_, authority)| Authority::parse(authority).ok());
-        if origin.is_some() && origin == host {
-            return Ok(());
+        let own = |origin: &[u8]| {
+            let origin = std::str::from_utf8(origin).ok();
+            let origin = origin.and_then(|origin| origin.split_once("://"));
+            let origin = origin.and_then(|(_, authority)| Authority::parse(authority).ok());
+            origin.is_some() && origin == host
+        };
+        match head.fields.all("origin").all(own) {
+            true => Ok(()),
+            false => Err(refusal(403, "DENIED", "foreign Origin")),
         }
-        Err(refusal(403, "DENIED", "foreign Origin"))
     }
 
     fn has_token(&self, head: &RequestHead) -> bool {

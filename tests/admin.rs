@@ -119,14 +119,24 @@ fn foreign_hosts_and_origins_are_refused() {
         ("127.0.0.1", "https://127.0.0.1.evil.example", 403),
         ("cache.internal", "SAME", 200),
         ("localhost", "SAME", 200),
+        ("localhost.", "", 200),
+        ("a.localhost", "", 200),
+        ("localhost", "http://localhost:1", 403),
+        ("localhost", "http://127.0.0.1", 403),
+        ("localhost", "SAME/path", 403),
+        ("localhost", "SAME http://evil.example", 403),
+        ("evil.example", "SAME", 403),
+        ("2130706433.evil.example", "", 403),
     ];
     for (host, origin, expected) in rows {
         for host in [host.to_owned(), format!("{host}:{port}")] {
-            let origin = match origin {
-                "SAME" => format!("http://{host}"),
-                other => other.to_owned(),
-            };
-            for (method, path) in [("GET", "/api/cache/stats"), ("DELETE", "/api/cache")] {
+            let origin = origin.replace("SAME", &format!("http://{host}"));
+            for (method, path) in [
+                ("GET", "/api/cache/stats"),
+                ("GET", "/health"),
+                ("HEAD", "/health"),
+                ("DELETE", "/api/cache"),
+            ] {
                 let mut fields = vec![("Host", host.as_str())];
                 if !origin.is_empty() {
                     fields.push(("Origin", &origin));
@@ -139,6 +149,24 @@ fn foreign_hosts_and_origins_are_refused() {
 }
 
 #[test]
+fn what_is_refused_is_refused_before_anything_is_told_of_it() {
+    let setup = Setup::new().with(json!({ "proxy": { "api_token": "t0ken" } }));
+    let proxy = setup.start();
+    let foreign = [("Host", "evil.example"), ("Authorization", "Bearer t0ken")];
+    for (method, path) in [("GET", "/nowhere"), ("POST", "/health"), ("GET", "/api/cache")] {
+        assert_eq!(proxy.admin(method, path, &foreign).status, 403, "{method} {path}");
+    }
+    for (method, path) in [("GET", "/nowhere"), ("POST", "/api/cache"), ("GET", "/api/cache/x")] {
+        assert_eq!(proxy.admin(method, path, &[]).status, 401, "{method} {path}");
+    }
+    let twice = [("Origin", "http://localhost"), ("Origin", "http://evil.example")];
+    for fields in [twice, [twice[1], twice[0]]] {
+        let fields = [("Host", "localhost"), fields[0], fields[1]];
+        assert_eq!(proxy.admin("GET", "/health", &fields).status, 403, "{fields:?}");
+    }
+}
+
+#[test]
 fn a_token_is_wanted_everywhere_but_for_health() {
     let token = "t0p-secret-token";
     let setup = Setup::new().with(json!({ "proxy": { "api_token": token } }));
@@ -146,8 +174,10 @@ fn a_token_is_wanted_everywhere_but_for_health() {
     assert_eq!(proxy.admin("GET", "/health", &[]).status, 200);
     let right = format!("Bearer {token}");
     for (method, path) in [("GET", "/api/cache/stats"), ("DELETE", "/api/cache")] {
-        for wrong in [None, Some("Bearer wrong"), Some("Bearer "), Some(token), Some("Basic eDp5")]
-        {
+        let (longer, shorter) = (format!("{right}x"), &right[..right.len() - 1]);
+        let wrong =
+            ["Bearer wrong", "Bearer ", "Bearer", token, "Basic eDp5", longer.as_str(), shorter];
+        for wrong in wrong.map(Some).into_iter().chain([None]) {
             let fields: Vec<_> = wrong.iter().map(|value| ("Authorization", *value)).collect();
             let response = proxy.admin(method, path, &fields);
             assert_eq!(response.status, 401, "{method} {path} with {wrong:?}");
