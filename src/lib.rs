@@ -41,7 +41,8 @@
 //! connections of its own, and the fills its clients began. [`cache::Cache`], its entries,
 //! [`net::Resolver`] and [`stats::Stats`] are all that is shared. What blocks runs on helper
 //! threads: files being opened, named and removed. Names are looked up on threads of their own: a
-//! look-up that hangs keeps nothing else. The janitor thread unlinks what was evicted and writes
+//! look-up that hangs keeps nothing else; passwords of the proxy's users are compared on two more.
+//! The janitor thread unlinks what was evicted and writes
 //! down last uses.
 
 #![deny(unsafe_code)]
