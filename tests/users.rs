@@ -160,6 +160,12 @@ fn inside_a_tunnel_the_credentials_of_its_connect_count() {
         client.get(&path).assert_is(&body);
         assert_eq!(client.get("/passed").text(), "passed");
     }
+    // The same of a whole URL, which outside would need them.
+    let whole =
+        format!("GET {} HTTP/1.1\r\nHost: {authority}\r\n\r\n", registry.main.url("/passed"));
+    client.wire.send(whole.as_bytes()).expect("sending");
+    let head = client.head();
+    assert_eq!(client.rest("GET", head).text(), "passed");
     // Wrong ones inside are not looked at, and go nowhere.
     let inside = [(NAME, "Basic d3Jvbmc6d3Jvbmc=")];
     assert_eq!(client.get_with("/passed", &inside).text(), "passed");
