@@ -6,6 +6,8 @@
 mod support;
 
 use std::fs::{self, File};
+use std::io::{self, Write};
+use std::net::Shutdown;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -15,9 +17,10 @@ use support::answer::{Answer, Gate};
 use support::body::{Body, sha256};
 use support::client::{Client, Transfer};
 use support::names;
-use support::origin::{Origin, fresh_body};
+use support::origin::{Origin, bare_server, fresh_body};
 use support::proxy::{Proxy, Setup};
 use support::registry::blob_path;
+use support::wait_until;
 
 const READERS: u64 = 64;
 
@@ -169,4 +172,156 @@ fn slow_readers_of_a_running_fill_cost_next_to_nothing() {
         assert_eq!(origin.count("GET", &path), 1);
         gates.for_each(Gate::open);
     }
+}
+
+#[test]
+fn a_client_that_has_ended_its_half_gets_all_however_slowly_it_reads() {
+    let setup = one_core();
+    let proxy = setup.start();
+    for origin in [Origin::http(names::SECOND), Origin::https(names::REGISTRY)] {
+        let body = fresh_body(16_000_000);
+        let path = blob_path("lab/img", &body);
+        origin.get(&path, Answer::ok(&body));
+        proxy.get(&origin, &path).assert_is(&body);
+        let mut reader = SlowReader::start(&proxy, &origin, &path);
+        reader.client.finish_sending();
+        for _ in 0..100 {
+            reader.sip();
+            thread::sleep(Duration::from_millis(1));
+        }
+        reader.transfer.finish(&mut reader.client).assert_is(&body);
+    }
+}
+
+/// A client on its way out: what keeps its connection, if it does, and how it goes.
+type Vanish = fn(&Stage, &Proxy, &Origin) -> Client;
+
+/// What vanishing clients ask for.
+struct Stage {
+    giant: String,
+    /// A blob whose head does not come.
+    awaited: String,
+    /// A server that says nothing.
+    mute: String,
+}
+
+const VANISHES: [(&str, Vanish); 8] = [
+    ("within a hit", |stage, proxy, origin| SlowReader::start(proxy, origin, &stage.giant).client),
+    ("before it asks", |_, proxy, _| proxy.plain()),
+    ("within a head", |_, proxy, origin| {
+        let mut client = proxy.client(origin);
+        client.wire.send(b"GET /v2/ HTTP/1.1\r\nHost: x\r\nAccept: some").expect("half a head");
+        client
+    }),
+    ("between two requests", |_, proxy, origin| {
+        let mut client = proxy.client(origin);
+        assert_eq!(client.get(&origin.url("/v2/")).text(), "{}");
+        client
+    }),
+    ("before the handshake", |_, proxy, _| {
+        let to = format!("{}:443", names::REGISTRY);
+        Client::on(Client::tunnel(proxy.address(), &to).expect("a tunnel"))
+    }),
+    ("within an upload", |_, proxy, origin| {
+        let mut client = proxy.client(origin);
+        client.start("PUT", &origin.url("/upload"), &[("Content-Length", "1000000")]);
+        client.send_piece(&[7; 100_000], false).expect("a part of it");
+        client
+    }),
+    ("waiting for a fill", |stage, proxy, origin| {
+        let mut client = proxy.client(origin);
+        client.start("GET", &origin.url(&stage.awaited), &[]);
+        client
+    }),
+    ("within a relayed tunnel", |stage, proxy, _| {
+        let mut tunnel = Client::tunnel(proxy.address(), &stage.mute).expect("a tunnel");
+        tunnel.write_all(b"hello").expect("sending");
+        Client::on(tunnel)
+    }),
+];
+
+/// How it goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Going {
+    /// RST.
+    Reset,
+    /// FIN, and nothing is read from then on; or RST, by the kernel, where something was unread.
+    Close,
+    /// FIN of its half, and then silence.
+    HalfClose,
+    /// Silence: cut off from the net.
+    Silence,
+}
+
+const GOINGS: [Going; 4] = [Going::Reset, Going::Close, Going::HalfClose, Going::Silence];
+
+/// Has clients of every kind vanish in every way. Gives those whose sockets are open still.
+fn vanish(stage: &Stage, proxy: &Proxy, origins: &[Origin]) -> Vec<Client> {
+    let mut silent = Vec::new();
+    for (what, begin) in VANISHES {
+        for (number, going) in GOINGS.into_iter().cycle().take(24).enumerate() {
+            let client = begin(stage, proxy, &origins[number / 4 % origins.len()]);
+            let tcp = client.wire.stream.tcp();
+            match going {
+                Going::Reset => {
+                    let socket = socket2::SockRef::from(tcp);
+                    socket.set_linger(Some(Duration::ZERO)).expect("linger");
+                }
+                Going::Close => {}
+                Going::HalfClose => {
+                    let ended = tcp.shutdown(Shutdown::Write);
+                    ended.unwrap_or_else(|error| panic!("{what}: {error}"));
+                    silent.push(client);
+                }
+                Going::Silence => silent.push(client),
+            }
+        }
+    }
+    silent
+}
+
+#[test]
+fn descriptors_and_memory_of_clients_that_vanish_return() {
+    let limits = json!({ "limits": { "idle_timeout": "3s", "header_timeout": "3s" } });
+    let setup = one_core().with(limits);
+    let origins = [Origin::http(names::SECOND), Origin::https(names::REGISTRY)];
+    let giant = place_giant(&setup, &origins[0]);
+    let proxy = setup.start();
+    let mute = bare_server(names::OTHER, |mut tcp| io::copy(&mut tcp, &mut io::sink()).map(drop));
+    for origin in &origins {
+        origin.get("/v2/", Answer::status(200, "{}"));
+        origin.on("PUT", "/upload", Answer::status(201, ""));
+        drop(SlowReader::start(&proxy, origin, &giant));
+    }
+    let fewest = || origins.iter().for_each(Origin::drop_connections);
+    let settled = |what: &str| {
+        // Upstream connections that are kept for the next request are no client's.
+        fewest();
+        wait_until(&format!("all clients' ends, {what}"), || {
+            (proxy.stat("connections") == 0).then_some(())
+        });
+    };
+    settled("at the start");
+    let before = proxy.descriptors();
+    let mut sizes = Vec::new();
+    for storm in 0..3 {
+        let (gate, body) = (Gate::new(), fresh_body(100_000));
+        let awaited = blob_path("lab/img", &body);
+        for origin in &origins {
+            origin.get(&awaited, Answer::ok(&body).gate_head(&gate));
+        }
+        let mute = format!("{}:{}", names::OTHER, mute.port());
+        let silent = vanish(&Stage { giant: giant.clone(), awaited, mute }, &proxy, &origins);
+        gate.open();
+        let what = format!("after storm {storm}");
+        settled(&what);
+        wait_until(&format!("the descriptors, {what}"), || {
+            // The file of each storm's own entry stays open for the next request.
+            (proxy.descriptors() <= before + storm + 1).then_some(())
+        });
+        sizes.push(proxy.status_number("VmRSS:"));
+        drop(silent);
+    }
+    println!("{before} descriptors; {sizes:?} KiB after each storm");
+    assert!(sizes[2] <= sizes[0] + 1024, "{sizes:?} KiB after each storm");
 }

@@ -28,6 +28,9 @@ const READ_MAX: usize = 64 * 1024;
 /// Reads in a row before others on the core get their turn.
 const READS_PER_TURN: u32 = 8;
 
+/// Pause between two looks whether a peer that has ended its half takes more.
+const HALF_CLOSED_PAUSE: Duration = Duration::from_millis(10);
+
 /// Plaintext handed to TLS at a time: what one write may hold in memory beside its source.
 const TLS_WRITE: usize = 256 * 1024;
 
@@ -346,7 +349,7 @@ impl Conn {
             io::ErrorKind::Interrupted => Ok(()),
             io::ErrorKind::WouldBlock => {
                 let limit = self.patience.get();
-                let waited = monoio::time::timeout(limit, self.io.writable(false)).await;
+                let waited = monoio::time::timeout(limit, self.writable()).await;
                 self.overdue.set(waited.is_err());
                 match waited {
                     Ok(result) => Ok(result?),
@@ -355,6 +358,18 @@ impl Conn {
             }
             _ => Err(error.into()),
         }
+    }
+
+    /// Waits until the socket takes more.
+    ///
+    /// io_uring's poll also comes back for a peer that has ended its half, at once and every time
+    /// (`EPOLLRDHUP` can't be masked): what such a peer still reads is looked for now and then.
+    async fn writable(&self) -> io::Result<()> {
+        self.io.writable(false).await?;
+        while !sys::socket::is_writable(self.socket())? {
+            monoio::time::sleep(HALF_CLOSED_PAUSE).await;
+        }
+        Ok(())
     }
 
     /// Says goodbye: TLS's closing alert, then the end of our half of the stream.

@@ -52,6 +52,14 @@ pub fn peek(socket: BorrowedFd<'_>) -> io::Result<usize> {
     usize::try_from(got).map_err(|_| io::Error::last_os_error())
 }
 
+/// Whether the socket takes more bytes now, or has an error that the next call will say.
+pub fn is_writable(socket: BorrowedFd<'_>) -> io::Result<bool> {
+    let mut poll = libc::pollfd { fd: socket.as_raw_fd(), events: libc::POLLOUT, revents: 0 };
+    // SAFETY: one valid structure, and the count says so; a time-out of 0 never waits.
+    let ready = unsafe { libc::poll(&mut poll, 1, 0) };
+    if ready < 0 { Err(io::Error::last_os_error()) } else { Ok(ready > 0) }
+}
+
 /// Sends from several slices at once. `more` tells TCP that further bytes follow directly, so that
 /// a head and the start of its body share a segment.
 ///
@@ -142,6 +150,19 @@ mod tests {
         };
         assert!(waiting <= taken, "{waiting} of {taken}");
         assert!(unsent(std::fs::File::open("/dev/null").unwrap().as_fd()).is_err());
+    }
+
+    #[test]
+    fn a_full_socket_is_not_writable_whoever_has_ended_the_other_half() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let theirs = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (ours, _) = listener.accept().unwrap();
+        theirs.shutdown(std::net::Shutdown::Write).unwrap();
+        assert!(is_writable(ours.as_fd()).unwrap());
+        while send(ours.as_fd(), &[IoSlice::new(&[7; 65536])], false).is_ok() {}
+        assert!(!is_writable(ours.as_fd()).unwrap());
+        drop(theirs);
+        while !is_writable(ours.as_fd()).unwrap() {}
     }
 
     #[test]

@@ -428,6 +428,12 @@ impl Proxy {
         digits.parse().expect("a number")
     }
 
+    /// Descriptors it has open.
+    pub fn descriptors(&self) -> usize {
+        let folder = Path::new("/proc").join(self.pid().to_string()).join("fd");
+        std::fs::read_dir(folder).expect("its descriptors").count()
+    }
+
     /// CPU time of each of its threads so far, in clock ticks.
     pub fn thread_ticks(&self) -> Vec<u64> {
         let tasks = Path::new("/proc").join(self.pid().to_string()).join("task");
