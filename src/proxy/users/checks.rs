@@ -45,14 +45,18 @@ struct Verdict {
 impl Checks {
     /// Starts the threads; they end with the process.
     pub fn start(known: Arc<Known>) -> io::Result<Checks> {
-        let queue = Queue { known, waiting: Mutex::default(), work: Condvar::new() };
-        let queue = Arc::new(queue);
+        let checks = Checks::new(known);
         for n in 0..CHECKERS {
-            let queue = Arc::clone(&queue);
+            let queue = Arc::clone(&checks.0);
             let thread = std::thread::Builder::new().name(format!("password-{n}"));
             thread.spawn(move || queue.work())?;
         }
-        Ok(Checks(queue))
+        Ok(checks)
+    }
+
+    /// Without threads.
+    pub(super) fn new(known: Arc<Known>) -> Checks {
+        Checks(Arc::new(Queue { known, waiting: Mutex::default(), work: Condvar::new() }))
     }
 
     /// Has a password compared; `None`: too many wait already.

@@ -61,3 +61,15 @@ fn a_comparison_by_an_older_file_is_not_remembered() {
     known.note_right(&older, mark);
     assert!(!known.is_right(&mark));
 }
+
+#[test]
+fn those_who_wait_are_bounded_for_each_client_and_in_all() {
+    let dir = tempfile::tempdir().unwrap();
+    let checks = Checks::new(Arc::new(known(&dir, "ann")));
+    let ask = |client: u8| checks.ask([127, 0, 0, client].into(), basic("a", "b"), [0; 32]);
+    for client in 1..=8 {
+        let taken = (0..10).filter(|_| ask(client).is_some()).count();
+        assert_eq!(taken, 8, "of client {client}");
+    }
+    assert!(ask(9).is_none(), "more than {} wait", 8 * 8);
+}
