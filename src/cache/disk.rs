@@ -44,7 +44,7 @@ const FORMAT: u32 = 1;
 const META_MAX: u64 = 2 * 1024 * 1024;
 
 /// A `.meta` without its body is left alone until it is so much older than the scan.
-const ORPHAN_AGE: Duration = Duration::from_secs(1);
+const ORPHAN_AGE: Duration = Duration::from_millis(20);
 
 /// The folders that hold entries, below the cache directory.
 const FOLDERS: [&str; 3] = ["blobs/sha256", "blobs/sha512", "urls/sha256"];
