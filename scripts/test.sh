@@ -12,5 +12,7 @@ cargo test --locked --no-fail-fast || status=$?
 # The Docker Engine of another Debian release; the tests above have built the binary.
 cargo build --locked
 scripts/e2e-docker.sh "$target/debug/discobot-proxy" || status=$?
+# The benchmark, for errors and wrong bytes.
+scripts/bench.sh --short || status=$?
 scripts/check.sh --no-tests || status=$?
 exit "$status"
