@@ -12,6 +12,7 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use crate::cache::Cache;
+use crate::config::Secret;
 use crate::http::{
     Authority, HeadLimits, Host, Malformed, Method, RequestHead, Scheme, Target, Version,
     keeps_alive, request_framing, split_path,
@@ -36,7 +37,7 @@ pub struct Admin {
     /// Further names it is addressed by, lower case.
     pub hosts: Vec<String>,
     /// What `Authorization: Bearer` must say, if anything.
-    pub token: Option<String>,
+    pub token: Option<Secret>,
     /// The runtime's driver, for `/health`.
     pub driver: &'static str,
     /// Worker threads.
@@ -151,7 +152,7 @@ impl Admin {
             Some((scheme, given)) if scheme.eq_ignore_ascii_case("bearer") => given.trim(),
             _ => return false,
         };
-        same(given.as_bytes(), token.as_bytes())
+        same(given.as_bytes(), token.expose().as_bytes())
     }
 
     fn health(&self) -> Value {

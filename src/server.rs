@@ -496,7 +496,7 @@ fn admin_of(shared: &Shared, drain: &Rc<Drain>, driver: &'static str) -> Admin {
         cache: shared.cache.clone(),
         stats: Arc::clone(&shared.stats),
         hosts: config.proxy.api_hosts.clone(),
-        token: config.proxy.api_token.as_ref().map(|token| token.expose().to_owned()),
+        token: config.proxy.api_token.clone(),
         driver,
         workers: shared.workers,
         heads: HeadLimits::with_size(config.limits.header_size),

@@ -64,6 +64,7 @@ const DOORS: &[(&str, &[&str])] = &[
     ),
     ("granit_parser", &["config"]),
     ("bcrypt", &["proxy/users/file"]),
+    ("zeroize", &["config", "http/basic", "net/", "policy/rights"]),
     ("bytesize", &["config"]),
     ("hdrhistogram", &["stats"]),
     ("hashbrown", &["cache/index"]),

@@ -44,17 +44,7 @@ fn setup(users: &str) -> Setup {
 }
 
 fn basic(user: &str, password: &str) -> String {
-    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let pair = format!("{user}:{password}").into_bytes();
-    let mut out = "Basic ".to_owned();
-    for three in pair.chunks(3) {
-        let bits = (0..3).fold(0_u32, |bits, n| bits << 8 | u32::from(*three.get(n).unwrap_or(&0)));
-        for n in 0..4 {
-            let digit = DIGITS[(bits >> (18 - 6 * n) & 63) as usize];
-            out.push(if n <= three.len() { digit as char } else { '=' });
-        }
-    }
-    out
+    format!("Basic {}", support::base64(format!("{user}:{password}").as_bytes()))
 }
 
 /// CONNECT with these credentials; the refusal, if that is what comes.

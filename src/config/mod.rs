@@ -33,6 +33,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnet::IpNet;
+use zeroize::Zeroizing;
 
 pub use error::ConfigError;
 use error::Places;
@@ -288,14 +289,15 @@ pub struct Limits {
     pub shutdown_grace: Duration,
 }
 
-/// Text that is not to be shown: `Debug` prints `***`.
+/// Text that is not to be shown: `Debug` prints `***`. Its memory is overwritten before it is given
+/// back.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Secret(String);
+pub struct Secret(Zeroizing<String>);
 
 impl Secret {
     /// Wraps a text.
     pub fn new(text: impl Into<String>) -> Secret {
-        Secret(text.into())
+        Secret(Zeroizing::new(text.into()))
     }
 
     /// The text itself: for use on the wire or in a comparison, never for output.

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::str::FromStr;
 
 use ipnet::IpNet;
+use zeroize::Zeroizing;
 
 use super::Secret;
 use super::pattern::HostPattern;
@@ -42,8 +43,9 @@ pub struct Credentials {
 impl Credentials {
     /// The value of `Proxy-Authorization` (RFC 7617 2).
     pub fn basic(&self) -> Secret {
-        let pair = format!("{}:{}", self.user, self.password.expose());
-        Secret::new(format!("Basic {}", base64(pair.as_bytes())))
+        let pair = Zeroizing::new(format!("{}:{}", self.user, self.password.expose()));
+        let encoded = Zeroizing::new(base64(pair.as_bytes()));
+        Secret::new(["Basic ", &encoded].concat())
     }
 }
 

@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
+use zeroize::Zeroizing;
+
 use super::at::At;
 use super::error::{ConfigError, Place, Places, quoted};
 use super::pattern::{self, HostPattern};
@@ -110,7 +112,7 @@ pub(super) fn parse(name: &str, yaml: &str, env: Env) -> Result<Config, ConfigEr
     }
     for (variable, key) in VARIABLES {
         if let Some(text) = env(variable) {
-            let node = Node { line: 0, value: Value::Text(text) };
+            let node = Node { line: 0, value: Value::Text(text.into()) };
             let at = At { place: Place::Variable(variable), key: (*key).to_owned(), node: &node };
             places.note(key, at.place.clone());
             let (section, key) = key.split_once('.').unwrap_or_default();
@@ -129,7 +131,8 @@ enum Origin {
     Default,
 }
 
-fn read_file(path: &Path, origin: Origin) -> Result<String, ConfigError> {
+/// The text is overwritten when it has been read: it may hold secrets.
+fn read_file(path: &Path, origin: Origin) -> Result<Zeroizing<String>, ConfigError> {
     let fail = |found: String, expected: &str| {
         let shown = path.to_string_lossy().into_owned();
         match origin {
@@ -140,13 +143,18 @@ fn read_file(path: &Path, origin: Origin) -> Result<String, ConfigError> {
             _ => ConfigError::new(Place::File(shown), "", &found, expected),
         }
     };
-    let mut bytes = Vec::new();
+    let mut bytes = Zeroizing::new(Vec::new());
     let read = File::open(path)
-        .and_then(|file| file.take(FILE_BYTES + 1).read_to_end(&mut bytes))
+        .and_then(|file| {
+            // Room for all of it, or the vector leaves copies behind as it grows.
+            let len = file.metadata()?.len().min(FILE_BYTES);
+            bytes.reserve_exact(len as usize + 1);
+            file.take(FILE_BYTES + 1).read_to_end(&mut bytes)
+        })
         .map(|len| len as u64);
     match read {
         Err(error) if origin == Origin::Default && error.kind() == ErrorKind::NotFound => {
-            return Ok(String::new());
+            return Ok(Zeroizing::default());
         }
         Err(error) => {
             return Err(fail(format!("no readable file ({error})"), "a YAML file"));
@@ -156,7 +164,7 @@ fn read_file(path: &Path, origin: Origin) -> Result<String, ConfigError> {
         }
         Ok(_) => {}
     }
-    String::from_utf8(bytes).map_err(|error| {
+    String::from_utf8(std::mem::take(&mut *bytes)).map(Zeroizing::new).map_err(|error| {
         let offset = error.utf8_error().valid_up_to();
         let line = error.as_bytes().iter().take(offset).filter(|byte| **byte == b'\n').count() + 1;
         fail(format!("bytes on line {line} that are not UTF-8"), "a YAML file in UTF-8")

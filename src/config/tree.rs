@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::rc::Rc;
 
 use granit_parser::{Event, Options, Parser, ScalarStyle, Tag};
+use zeroize::Zeroizing;
 
 use super::error::quoted;
 
@@ -26,8 +27,8 @@ pub(super) struct Node {
 pub(super) enum Value {
     /// Nothing, `~` or `null`.
     Null,
-    /// Text, number or truth value.
-    Text(String),
+    /// Text, number or truth value; it may be a secret.
+    Text(Zeroizing<String>),
     /// In the order of the file.
     List(Vec<Rc<Node>>),
     /// In the order of the file, no key twice.
@@ -201,7 +202,7 @@ pub(super) fn join(path: &str, key: &str) -> String {
 /// Only the plain form of nothing is nothing: `""` is empty text (YAML 1.2.2 10.3.2).
 fn scalar(text: String, style: ScalarStyle) -> Value {
     let nothing = ["", "~", "null", "Null", "NULL"].contains(&text.as_str());
-    if nothing && style == ScalarStyle::Plain { Value::Null } else { Value::Text(text) }
+    if nothing && style == ScalarStyle::Plain { Value::Null } else { Value::Text(text.into()) }
 }
 
 fn refuse_tag(tag: Option<&Tag>, line: usize, path: &str) -> Result<(), NotYaml> {
@@ -221,7 +222,7 @@ mod tests {
     fn show(node: &Node) -> String {
         let inner = match &node.value {
             Value::Null => "-".to_owned(),
-            Value::Text(text) => text.clone(),
+            Value::Text(text) => text.to_string(),
             Value::List(items) => {
                 format!("[{}]", items.iter().map(|item| show(item)).collect::<Vec<_>>().join(" "))
             }

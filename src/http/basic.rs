@@ -1,5 +1,7 @@
 //! User and password of the Basic scheme (RFC 7617, section 2).
 
+use zeroize::Zeroizing;
+
 /// Bytes of credentials that are looked at, at most: there are no such long passwords.
 const BASIC_MAX: usize = 4096;
 
@@ -9,7 +11,7 @@ pub struct Basic {
     /// Without a colon.
     pub user: Vec<u8>,
     /// Any bytes.
-    pub password: Vec<u8>,
+    pub password: Zeroizing<Vec<u8>>,
 }
 
 impl Basic {
@@ -23,10 +25,10 @@ impl Basic {
         if !scheme.eq_ignore_ascii_case("basic") {
             return None;
         }
-        let pair = base64(encoded.trim_start())?;
+        let pair = Zeroizing::new(base64(encoded.trim_start())?);
         let colon = memchr::memchr(b':', &pair)?;
         let (user, password) = pair.split_at_checked(colon)?;
-        Some(Basic { user: user.to_vec(), password: password.get(1..)?.to_vec() })
+        Some(Basic { user: user.to_vec(), password: password.get(1..)?.to_vec().into() })
     }
 }
 
@@ -66,8 +68,8 @@ mod tests {
     use super::*;
 
     fn parse(value: &str) -> Option<(String, String)> {
-        let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
-        Basic::parse(value.as_bytes()).map(|basic| (text(basic.user), text(basic.password)))
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        Basic::parse(value.as_bytes()).map(|basic| (text(&basic.user), text(&basic.password)))
     }
 
     #[test]

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use monoio::net::TcpStream;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
+use zeroize::Zeroizing;
 
 use super::{Conn, NetError, ParentFault, Resolver};
 use crate::http::{HeadLimits, Host};
@@ -55,7 +56,7 @@ pub struct Parent {
     /// Its port.
     pub port: u16,
     /// What `Proxy-Authorization` is to say, if anything.
-    pub authorization: Option<Box<str>>,
+    pub authorization: Option<Zeroizing<String>>,
     /// What `Via` is to say of the way so far in a CONNECT, ourselves included.
     pub via: Box<str>,
 }
@@ -66,14 +67,16 @@ impl Parent {
         NetError::Parent { parent: self.to_string().into(), fault }
     }
 
-    fn connect(&self, host: &Host, port: u16) -> String {
-        let mut head = format!("CONNECT {host}:{port} HTTP/1.1\r\nHost: {host}:{port}\r\n");
-        head.push_str(&format!("Via: {}\r\n", self.via));
-        if let Some(value) = &self.authorization {
-            head.push_str(&format!("Proxy-Authorization: {value}\r\n"));
-        }
-        head.push_str("\r\n");
-        head
+    fn connect(&self, host: &Host, port: u16) -> Zeroizing<String> {
+        let head = format!(
+            "CONNECT {host}:{port} HTTP/1.1\r\nHost: {host}:{port}\r\nVia: {}\r\n",
+            self.via
+        );
+        let (name, value, end) = match &self.authorization {
+            Some(value) => ("Proxy-Authorization: ", value.as_str(), "\r\n\r\n"),
+            None => ("", "", "\r\n"),
+        };
+        Zeroizing::new([head.as_str(), name, value, end].concat())
     }
 }
 

@@ -177,7 +177,7 @@ impl Worker {
             Err(_) => Host::parse(&parent.host).ok()?,
         };
         let authorization =
-            parent.credentials.as_ref().map(|known| Box::from(known.basic().expose()));
+            parent.credentials.as_ref().map(|known| known.basic().expose().to_owned().into());
         // A request inside a tunnel says itself where it has been before.
         let via = self.via(Version::Http11).into();
         Some(Parent { host, port: parent.port, authorization, via })

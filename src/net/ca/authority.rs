@@ -179,7 +179,7 @@ pub(super) fn make(limits: Option<&[Subtree]>, now: OffsetDateTime) -> Result<Pa
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
     }
     let certificate = params.self_signed(&key).map_err(words)?.pem();
-    Ok(Pair { certificate, key: key.serialize_pem() })
+    Ok(Pair { certificate, key: key.serialize_pem().into() })
 }
 
 fn validity(now: OffsetDateTime, days: i64) -> (OffsetDateTime, OffsetDateTime) {

@@ -12,6 +12,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use time::OffsetDateTime;
+use zeroize::Zeroizing;
 
 use super::CaError;
 
@@ -36,7 +37,7 @@ const OLD_MAX: usize = 100;
 /// What the two files hold, PEM.
 pub(super) struct Pair {
     pub(super) certificate: String,
-    pub(super) key: String,
+    pub(super) key: Zeroizing<String>,
 }
 
 /// Where the two files are.
@@ -187,7 +188,7 @@ fn read(path: &Path) -> Result<Option<String>, CaError> {
     }
 }
 
-fn read_key(path: &Path) -> Result<Option<String>, CaError> {
+fn read_key(path: &Path) -> Result<Option<Zeroizing<String>>, CaError> {
     let file = match File::open(path) {
         Ok(file) => file,
         Err(why) if why.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -198,7 +199,7 @@ fn read_key(path: &Path) -> Result<Option<String>, CaError> {
     if mode & 0o077 != 0 {
         return Err(CaError::Readable { path: path.to_owned(), mode });
     }
-    text(path, file).map(Some)
+    text(path, file).map(|text| Some(text.into()))
 }
 
 fn text(path: &Path, file: File) -> Result<String, CaError> {

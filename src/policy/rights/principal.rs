@@ -3,6 +3,7 @@
 use std::fmt;
 
 use serde::Deserialize;
+use zeroize::Zeroizing;
 
 use super::place::{Short, first_half};
 use crate::http::Fields;
@@ -13,12 +14,12 @@ const TOKEN_MAX: usize = 64 * 1024;
 
 /// The secret of this installation: without it, a hash here can't be tried against guessed
 /// passwords.
-pub struct Secret([u8; 32]);
+pub struct Secret(Zeroizing<[u8; 32]>);
 
 impl Secret {
     /// From 32 random bytes, kept in a file that only the proxy can read.
     pub fn new(bytes: [u8; 32]) -> Secret {
-        Secret(bytes)
+        Secret(bytes.into())
     }
 
     /// HMAC-SHA-256 (RFC 2104) of what `feed` puts in.
@@ -26,7 +27,7 @@ impl Secret {
         const BLOCK: usize = 64;
         let padded = |pad: u8| {
             let mut block = [pad; BLOCK];
-            block.iter_mut().zip(&self.0).for_each(|(slot, byte)| *slot ^= byte);
+            block.iter_mut().zip(self.0.iter()).for_each(|(slot, byte)| *slot ^= byte);
             let mut hasher = Hasher::new(Algorithm::Sha256);
             hasher.update(&block);
             hasher

@@ -11,7 +11,7 @@ fn known(dir: &tempfile::TempDir, user: &str) -> Known {
 }
 
 fn basic(user: &str, password: &str) -> Basic {
-    Basic { user: user.into(), password: password.into() }
+    Basic { user: user.into(), password: password.as_bytes().to_vec().into() }
 }
 
 #[test]
