@@ -14,5 +14,6 @@ cargo build --locked
 scripts/e2e-docker.sh "$target/debug/discobot-proxy" || status=$?
 # The benchmark, for errors and wrong bytes.
 scripts/bench.sh --short || status=$?
+scripts/e2e-service.sh "$target/debug/discobot-proxy" || status=$?
 scripts/check.sh --no-tests || status=$?
 exit "$status"

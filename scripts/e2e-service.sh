@@ -1,0 +1,284 @@
+#!/usr/bin/env bash
+# e2e-service.sh [BINARY]: contrib/discobot-proxy.service, installed by the very steps of README.md
+# and run by this machine's systemd, which is started in namespaces of its own. The unit verifies,
+# systemd finds it little exposed, and its sandboxing leaves the proxy what it needs: to start, to
+# look a name up, a miss, a hit, to reopen its log, to be started again, to stop.
+#
+# BINARY is target/release/discobot-proxy where none is named, built first. Root, cgroup v2.
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+
+REGISTRY=registry.e2e.test
+ADDRESS=10.78.0.3
+# What `systemd-analyze security` may say at most; SECURITY.md names the figure.
+EXPOSURE_MAX=1.1
+
+main() {
+  local binary=${1:-}
+  "$here/setup-tests.sh"
+  if [ -z "$binary" ]; then
+    (cd "$here/.." && cargo build --release --locked --quiet)
+    binary=${CARGO_TARGET_DIR:-$here/../target}/release/discobot-proxy
+  fi
+  binary=$(realpath "$binary")
+  scratch=$(mktemp -d "${TMPDIR:-/var/tmp}/discobot-service.XXXXXX")
+  trap finish EXIT
+  trap 'exit 1' INT TERM
+
+  # systemd sorts its processes into groups: below one of ours, which it takes for the first of all.
+  local groups
+  groups=$(findmnt -n -o TARGET -t cgroup2 | head -n 1)
+  group=$groups$(sed -n 's/^0:://p' /proc/self/cgroup)/discobot-$$
+  if [ -z "$groups" ] || ! mkdir "$group" 2>/dev/null; then
+    group=
+    echo "e2e-service.sh: NOT CHECKED: no cgroup v2 that can be written to" >&2
+    return 0
+  fi
+  (
+    echo "$BASHPID" >"$group/cgroup.procs"
+    exec env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin \
+      unshare --net --mount --pid --cgroup --uts --ipc --fork --kill-child --mount-proc \
+      "$0" --inside "$binary" "$scratch"
+  ) >"$scratch/systemd.log" 2>&1 &
+  shell=$!
+
+  await 'systemd starts' booted
+  start
+  serve
+  command
+  privileged
+  end
+  echo "e2e-service.sh: all well"
+}
+
+# The first process of the namespaces: makes a machine of this one's files and gives it to systemd.
+inside() {
+  local binary=$1 scratch=$2 root=$2/root
+  mount --make-rprivate /
+  ip link set lo up
+  ip addr add "$ADDRESS/32" dev lo
+  mkdir "$root" "$scratch/files"
+  mount -t tmpfs tmpfs "$scratch/files"
+  mkdir "$scratch/files/upper" "$scratch/files/work"
+  mount -t overlay overlay \
+    -o "lowerdir=/,upperdir=$scratch/files/upper,workdir=$scratch/files/work" "$root"
+  mount -t proc proc "$root/proc"
+  # Read-only it is a container's, where systemd starts nothing for devices.
+  mount -t sysfs -o ro sysfs "$root/sys"
+  mount -t cgroup2 cgroup2 "$root/sys/fs/cgroup"
+  for dir in run tmp dev; do
+    mount -t tmpfs -o mode=755 tmpfs "$root/$dir"
+  done
+  for node in null zero full random urandom tty; do
+    touch "$root/dev/$node"
+    mount --bind "/dev/$node" "$root/dev/$node"
+  done
+  mkdir "$root/dev/pts" "$root/dev/shm"
+  mount -t devpts -o newinstance,ptmxmode=0666 devpts "$root/dev/pts"
+  mount -t tmpfs tmpfs "$root/dev/shm"
+  ln -s pts/ptmx "$root/dev/ptmx"
+  ln -s /proc/self/fd "$root/dev/fd"
+  # What this machine starts stays here.
+  rm -rf "$root/etc/systemd/system" "$root/etc/discobot-proxy"
+  rm -rf "$root/var/lib/discobot-proxy" "$root/var/cache/discobot-proxy"
+  mkdir -p "$root/etc/systemd/system/multi-user.target.wants"
+
+  install -D "$binary" "$root/run/build/target/release/discobot-proxy"
+  cp -r "$here/../contrib" "$root/run/build/"
+  printf '127.0.0.1 localhost\n%s %s\n' "$ADDRESS" "$REGISTRY" >"$root/etc/hosts"
+  cd "$root"
+  mkdir -p old
+  pivot_root . old
+  umount -l /old
+  # No new root by chroot: below one, no user namespace can be made (PrivateUsers=).
+  exec env -i container=lxc PATH=/usr/sbin:/usr/bin:/sbin:/bin /lib/systemd/systemd --system \
+    --unit=basic.target --log-target=console --show-status=no
+}
+
+booted() {
+  local unshare
+  unshare=$(cat "/proc/$shell/task/$shell/children") && init=${unshare%% *}
+  [ -n "$init" ] && [ "$(cat "/proc/$init/comm")" = systemd ] &&
+    there systemctl is-active basic.target
+}
+
+# A command on that machine.
+there() {
+  nsenter -t "$init" --net --mount --pid --cgroup --uts --ipc "$@"
+}
+
+# As README.md says: the first block of its section.
+start() {
+  local steps
+  steps=$(sed -n '/^## As a service$/,/^```$/{/^```sh$/,/^```$/{/^```/!p}}' "$here/../README.md")
+  grep -q 'systemctl enable --now discobot-proxy' <<<"$steps" || fail "README.md has no such steps"
+  there sh -euc "cd /run/build
+$steps" 2>/dev/null
+  local complaints
+  complaints=$(there systemd-analyze verify /etc/systemd/system/discobot-proxy.service 2>&1) &&
+    [ -z "$complaints" ] || fail "systemd-analyze verify: $complaints"
+
+  local exposure
+  exposure=$(there systemd-analyze security --no-pager discobot-proxy |
+    sed -n 's/.*Overall exposure level for [^:]*: \([0-9.]*\).*/\1/p')
+  echo "exposure: $exposure"
+  awk -v is="$exposure" -v max="$EXPOSURE_MAX" 'BEGIN { exit is == "" || is > max }' ||
+    fail "an exposure of '$exposure', more than $EXPOSURE_MAX"
+  await 'the proxy starts' healthy
+}
+
+# Under all restrictions, and as though there were none.
+serve() {
+  local pid status body path
+  pid=$(there systemctl show --property MainPID --value discobot-proxy)
+  status=$(there cat "/proc/$pid/status")
+  for line in CapPrm:0000000000000000 CapEff:0000000000000000 CapBnd:0000000000000000 \
+    NoNewPrivs:1 Seccomp:2; do
+    grep -qxF "$line" <<<"${status//[[:blank:]]/}" || fail "its status is not $line"
+  done
+  [ "$(awk '/^Uid:/ { print $2 }' <<<"$status")" = "$(there id -u discobot-proxy)" ] ||
+    fail "it runs as another user"
+  for file in /etc/passwd /usr/local/bin/discobot-proxy /etc/discobot-proxy/config.yaml; do
+    ! there nsenter -t "$pid" --mount test -w "$file" || fail "$file can be written to"
+  done
+
+  body=$scratch/body
+  head -c 3000000 /dev/urandom >"$body"
+  path=/v2/lab/image/blobs/sha256:$(sha256sum "$body" | cut -d ' ' -f 1)
+  there mkdir -p "/run/registry/${path%/*}"
+  there tee "/run/registry$path" <"$body" >/dev/null
+  there tee /run/nginx.conf >/dev/null <<CONFIG
+pid /run/nginx.pid; error_log /run/nginx.log; events {}
+http { access_log off; server { listen $ADDRESS:5000; root /run/registry; } }
+CONFIG
+  there nginx -c /run/nginx.conf
+  pull "$path"
+  ! grep -qi '^x-cache: hit' "$scratch/head" || fail "the first answer is a hit"
+  pull "$path"
+  grep -qi '^x-cache: hit' "$scratch/head" || fail "the second answer is no hit"
+  # The driver it has where nothing is forbidden.
+  there systemd-run --quiet --unit unbound --working-directory=/run --setenv=PROXY_PORT=17090 \
+    --setenv=API_PORT=17091 /usr/local/bin/discobot-proxy
+  await 'an unbound proxy starts' there curl --silent --fail http://127.0.0.1:17091/health
+  local unbound
+  unbound=$(there curl --silent http://127.0.0.1:17091/health)
+  there systemctl stop unbound
+  [ "$(healthy)" = "$unbound" ] || fail "it is $(healthy), and without the unit $unbound"
+}
+
+pull() {
+  there curl --silent --show-error --fail --proxy http://127.0.0.1:17080 --dump-header - \
+    --output /run/got "http://$REGISTRY:5000$1" >"$scratch/head"
+  there cat /run/got | cmp -s - "$scratch/body" || fail "other bytes came"
+}
+
+# As README.md has it.
+command() {
+  there runuser -u discobot-proxy -- discobot-proxy --config /etc/discobot-proxy/config.yaml ca |
+    there cmp - /var/lib/discobot-proxy/certs/ca.crt || fail "the command shows another CA"
+}
+
+# A port that takes a privilege is to be had for that one alone.
+privileged() {
+  local edit=/etc/systemd/system/discobot-proxy.service.d/override.conf
+  there install -D /dev/stdin "$edit" <<'UNIT'
+[Service]
+Environment=PROXY_PORT=80
+AmbientCapabilities=CAP_NET_BIND_SERVICE
+CapabilityBoundingSet=CAP_NET_BIND_SERVICE
+PrivateUsers=no
+UNIT
+  there systemctl daemon-reload
+  there systemctl restart discobot-proxy
+  await 'the proxy listens on port 80' there curl --silent --fail http://127.0.0.1:80/
+  there rm "$edit"
+  there systemctl daemon-reload
+  there systemctl restart discobot-proxy
+  await 'the proxy is back' healthy
+}
+
+end() {
+  there systemctl reload discobot-proxy
+  await 'the log is reopened' said 'log reopened'
+  # What fails is started again; what was stored is there.
+  there systemctl kill --signal KILL discobot-proxy
+  await 'the proxy is started again' started_again
+  await 'the proxy serves again' healthy
+  there systemctl stop discobot-proxy
+  [ "$(result)" = success,0 ] || fail "its end was $(result)"
+  # A wrong configuration is not tried again and again.
+  there systemctl reset-failed
+  echo 'proxy: {prot: 1}' | there tee /etc/discobot-proxy/config.yaml >/dev/null
+  there systemctl start discobot-proxy || true
+  await 'the wrong configuration is given up' gave_up
+  said 'proxy.prot' >/dev/null || fail "nobody is told what is wrong"
+}
+
+healthy() {
+  there curl --silent --fail http://127.0.0.1:17081/health
+}
+
+said() {
+  there journalctl --quiet --no-pager --output cat --unit discobot-proxy | grep -F "$1"
+}
+
+started_again() {
+  [ "$(there systemctl show --property NRestarts --value discobot-proxy)" = 1 ]
+}
+
+result() {
+  there systemctl show --property Result --property ExecMainStatus --value discobot-proxy |
+    paste -s -d , | sed 's/^\([0-9]*\),\(.*\)$/\2,\1/'
+}
+
+gave_up() {
+  [ "$(result)" = exit-code,2 ] && [ "$(there systemctl is-active discobot-proxy)" = failed ]
+}
+
+await() {
+  local what=$1
+  shift
+  for _ in $(seq 300); do
+    if "$@" >/dev/null 2>&1; then
+      return 0
+    fi
+    kill -0 "$shell" 2>/dev/null || break
+    sleep 0.2
+  done
+  fail "waited in vain until $what"
+}
+
+fail() {
+  echo "e2e-service.sh: $1" >&2
+  exit 1
+}
+
+finish() {
+  local status=$?
+  trap - EXIT
+  if [ "$status" -ne 0 ]; then
+    tail -n 30 "$scratch/systemd.log" >&2 || true
+    [ -z "${init:-}" ] || there systemctl status --no-pager --full discobot-proxy >&2 || true
+  fi
+  if [ -n "${shell:-}" ]; then
+    # The namespaces' first process, and with it all others.
+    kill -KILL "$shell" 2>/dev/null || true
+    wait "$shell" 2>/dev/null || true
+  fi
+  if [ -n "${group:-}" ]; then
+    # A group is busy until its last process is gone for good.
+    for _ in $(seq 50); do
+      find "$group" -depth -type d -exec rmdir {} + 2>/dev/null && break
+      sleep 0.1
+    done
+  fi
+  rm -rf --one-file-system "$scratch"
+  exit "$status"
+}
+
+if [ "${1:-}" = --inside ]; then
+  shift
+  inside "$@"
+else
+  main "$@"
+fi
