@@ -13,7 +13,7 @@ use discobot_proxy::logging::LogOutput;
 use discobot_proxy::net::Ca;
 use discobot_proxy::policy::Policy;
 use discobot_proxy::proxy::{Users, refuse_own_parent};
-use discobot_proxy::server::{Server, StartError, ca_options, upstream_tls};
+use discobot_proxy::server::{Server, StartError, ca_options, open_doors, upstream_tls};
 use discobot_proxy::sys::process::{self, Signal};
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -90,6 +90,9 @@ fn check(config: &Config) -> ExitCode {
     match Ca::inspect(&ca_options(config)) {
         Ok(ca) => ca.iter().for_each(warn),
         Err(error) => return complain(1, &error),
+    }
+    for door in open_doors(config) {
+        say(&format_args!("warning: {door}"));
     }
     print(&config.to_yaml())
 }

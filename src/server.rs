@@ -28,7 +28,7 @@ use self::clients::Clients;
 use self::helpers::Helpers;
 pub use self::stop::Stop;
 use self::stop::{AT_ONCE, STOPPING};
-pub use self::trust::{ca_options, upstream_tls};
+pub use self::trust::{ca_options, open_doors, upstream_tls};
 use crate::admin::Admin;
 use crate::cache::{self, Cache};
 use crate::config::{self, Config, ConfigError};
@@ -167,6 +167,9 @@ impl Server {
             stop: Arc::clone(&stop),
             helpers: Helpers::start().map_err(StartError::Worker)?,
         };
+        for door in open_doors(&shared.config) {
+            tracing::warn!("{door}");
+        }
         for warning in ca.warnings() {
             tracing::warn!("{warning}");
         }
@@ -207,26 +210,14 @@ impl Server {
     }
 }
 
-/// What is known of rights, where they are looked at; says where they are not, or are shared.
+/// What is known of rights, where they are looked at.
 fn open_access(config: &Config) -> Result<Option<Arc<Access>>, StartError> {
-    if config.headers.iter().any(|rule| !rule.set.is_empty() || !rule.append.is_empty()) {
-        tracing::warn!(
-            "what `headers` puts in counts as every client's: all of proxy.allow_clients may \
-             have what it opens"
-        );
-    }
     match config.cache.access {
         config::Access::Verify => {
             let access = Access::open(&config.tls.cert_dir, &config.cache.dir);
             Ok(Some(Arc::new(access.map_err(StartError::Access)?)))
         }
-        config::Access::Trust => {
-            tracing::warn!(
-                "cache.access is trust: every client may have every stored image, private ones \
-                 included"
-            );
-            Ok(None)
-        }
+        config::Access::Trust => Ok(None),
     }
 }
 

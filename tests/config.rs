@@ -202,7 +202,9 @@ fn check_prints_what_takes_effect_and_reads_it_back() {
     let file = setup.write_config();
     let path = file.to_str().expect("UTF-8");
     let first = setup.run(&["check", "--config", path]);
-    assert_eq!((first.code, first.stderr.as_str()), (Some(0), ""), "{first:?}");
+    let mut warnings = first.stderr.lines();
+    assert!(warnings.all(|line| line.starts_with("discobot-proxy: warning: ")));
+    assert_eq!(first.code, Some(0), "{first:?}");
     for part in ["max_size", "registry.test", "header_timeout", "proxy.test:3128", "Authorization"]
     {
         assert!(first.stdout.contains(part), "{part} in {}", first.stdout);
@@ -368,6 +370,32 @@ fn half_a_ca_is_refused_and_kept() {
             assert_eq!(fs::read(folder.join("ca.crt")).expect("ca.crt"), certificate);
         }
     }
+}
+
+#[test]
+fn what_is_open_to_more_than_one_might_think_is_said() {
+    let rule = json!({ "registry.example": { "set": { "Authorization": "Bearer x" } } });
+    for (keys, said) in [
+        (json!({ "cache": { "access": "trust" } }), Some("cache.access is trust")),
+        (json!({ "headers": rule }), Some("`headers` puts in counts as every client's")),
+        (json!({ "headers": { "registry.example": {} } }), None),
+        (json!({ "proxy": { "api_bind": "0.0.0.0" } }), Some("may clear the cache")),
+        (json!({ "proxy": { "api_bind": "::", "api_token": "x" } }), None),
+        (json!({ "proxy": { "api_bind": "::1" } }), None),
+        (json!({ "proxy": { "api_bind": "::ffff:127.0.0.1" } }), None),
+    ] {
+        let setup = Setup::new().with(json!({ "cache": { "access": "verify" } })).with(keys);
+        let config = setup.write_config();
+        let checked = setup.run(&["check", "--config", config.to_str().expect("UTF-8")]);
+        assert_eq!(checked.code, Some(0), "{checked:?}");
+        let lines: Vec<_> = checked.stderr.lines().collect();
+        assert_eq!(lines.len(), usize::from(said.is_some()), "{lines:?}");
+        assert!(said.is_none_or(|said| lines[0].contains(said)), "{lines:?}");
+    }
+    let setup = Setup::new().with(json!({ "headers": rule }));
+    let proxy = setup.start();
+    proxy.wait_log(&["WARN", "`headers` puts in counts as every client's"]);
+    proxy.wait_log(&["WARN", "cache.access is trust"]);
 }
 
 fn names_in(folder: &Path) -> BTreeSet<String> {

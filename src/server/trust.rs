@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::config::{Config, ConfigError, HostPattern};
+use crate::config::{Access, Config, ConfigError, HostPattern};
 use crate::http::Host;
 use crate::net::{CaOptions, Pinned, Subtree, TlsSetup, client_config};
 use crate::policy::Policy;
@@ -18,6 +18,30 @@ pub fn ca_options(config: &Config) -> CaOptions {
         names: config.intercepted().map(subtree).collect(),
         constrain: config.tls.constrain,
     }
+}
+
+/// What the configuration opens to more than one might think; said at the start, and by `check`.
+pub fn open_doors(config: &Config) -> Vec<&'static str> {
+    let injects = config.headers.iter().any(|rule| !rule.set.is_empty() || !rule.append.is_empty());
+    let admin = &config.proxy;
+    let doors = [
+        (
+            injects,
+            "what `headers` puts in counts as every client's: all of proxy.allow_clients may \
+             have what it opens",
+        ),
+        (
+            config.cache.access == Access::Trust,
+            "cache.access is trust: every client may have every stored image, private ones \
+             included",
+        ),
+        (
+            admin.api_token.is_none() && !admin.api_bind.to_canonical().is_loopback(),
+            "proxy.api_bind is no loopback address and there is no proxy.api_token: whoever \
+             reaches the admin port may clear the cache",
+        ),
+    ];
+    doors.into_iter().filter_map(|(open, words)| open.then_some(words)).collect()
 }
 
 /// How TLS is spoken with upstreams; reads the files of `tls.upstream_ca`.
