@@ -7,6 +7,8 @@
 
 #[path = "load/args.rs"]
 mod args;
+#[path = "load/beside.rs"]
+mod beside;
 #[path = "load/pace.rs"]
 mod pace;
 #[path = "load/procs.rs"]
@@ -24,7 +26,6 @@ mod wire;
 
 use std::cell::Cell;
 use std::io::{IsTerminal as _, Write as _};
-use std::process::ExitCode;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -32,6 +33,7 @@ use clap::Parser as _;
 use serde_json::{Value, json};
 
 use args::{Args, Bodies};
+use beside::Beside;
 use pace::Pace;
 use procs::Server;
 use report::Results;
@@ -44,24 +46,27 @@ const OPENERS: u32 = 32;
 /// How long after the measured time a run of `--requests` may still take.
 const PATIENCE: Duration = Duration::from_secs(600);
 
-fn main() -> ExitCode {
+fn main() {
     let args = Args::parse();
     let ring = {
         let mut builder = tokio_uring::builder();
         builder.entries(1024);
         builder
     };
-    let outcome =
-        ring.start(async move { if args.idle { idle(&args).await } else { run(&args).await } });
-    // What is under way is left: the process ends.
-    match outcome {
-        Ok(true) => std::process::exit(0),
-        Ok(false) => std::process::exit(1),
-        Err(why) => {
-            eprintln!("load: {why}");
-            std::process::exit(2)
-        }
-    }
+    ring.start(async move {
+        let outcome = if args.idle { idle(&args).await } else { run(&args).await };
+        let code = match outcome {
+            Ok(true) => 0,
+            Ok(false) => 1,
+            Err(why) => {
+                eprintln!("load: {why}");
+                2
+            }
+        };
+        // From inside: were the ring taken down first, the kernel might still write into buffers of
+        // reads under way that are freed with it.
+        std::process::exit(code)
+    })
 }
 
 /// Runs the load; whether all answers were right.
@@ -76,16 +81,7 @@ async fn run(args: &Args) -> Result<bool, String> {
     load.learn_totals().await?;
     let load = Rc::new(load);
     let main = Rc::new(Tally::new());
-    let beside = match &args.beside {
-        Some(url) => {
-            let tally = Rc::new(Tally::new());
-            let big = Rc::new(Load::new(vec![Target::new(url, args)?], Bodies::Drop, false));
-            let pace = Rc::new(Pace::closed(None));
-            start(&big, &pace, &tally, args.beside_connections);
-            Some(tally)
-        }
-        None => None,
-    };
+    let beside = args.beside.as_deref().map(|url| Beside::start(url, args)).transpose()?;
     let pace = Rc::new(match args.rate {
         Some(rate) => Pace::open(rate, args.requests)?,
         None => Pace::closed(args.requests),
@@ -100,7 +96,6 @@ async fn run(args: &Args) -> Result<bool, String> {
         None => {
             pass(args.warm_up, &main, "warming up").await;
             main.restart();
-            beside.iter().for_each(|tally| tally.restart());
             let begin = (Instant::now(), server.as_ref().map(Server::cpu));
             pass(args.duration, &main, &args.name).await;
             begin
@@ -109,7 +104,8 @@ async fn run(args: &Args) -> Result<bool, String> {
     let elapsed = from.elapsed();
     let cpu = server.as_ref().map(Server::cpu).zip(cpu).map(|(after, before)| after - before);
     let results = Results { name: args.name.clone(), connections: args.connections, elapsed, cpu };
-    let value = results.json(&main, beside.as_deref());
+    let beside = beside.map(Beside::end).transpose()?;
+    let value = results.json(&main, beside);
     print!("{}", report::table(&value));
     for (why, times) in main.reasons.borrow().iter().take(5) {
         eprintln!("load: {times} times: {why}");
@@ -119,8 +115,8 @@ async fn run(args: &Args) -> Result<bool, String> {
         let written = report::write_percentiles(path, &main.latency.borrow());
         written.map_err(|error| format!("{}: {error}", path.display()))?;
     }
-    let bad = |tally: &Tally| tally.errors.get() + tally.wrong.get();
-    Ok(bad(&main) + beside.as_deref().map_or(0, bad) == 0 && main.bytes.get() > 0)
+    let bad = [&value, &value["beside"]].map(|of| of["errors"].as_u64().max(of["wrong"].as_u64()));
+    Ok(bad.into_iter().flatten().sum::<u64>() == 0 && main.bytes.get() > 0)
 }
 
 fn write(args: &Args, value: &Value) -> Result<(), String> {

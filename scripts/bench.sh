@@ -6,8 +6,8 @@
 #
 # --short: one round of small bodies with the debug build; looks for errors and wrong bytes and never
 # at time (CI).
-# Servers: floor proxy nginx squid. nginx and squid-openssl come from Debian; what is not
-# installed is left out, and the table says so.
+# Servers: floor proxy nginx squid haproxy (which only relays). Debian has the peers; of what is not
+# installed the table has no column.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 # shellcheck source=scripts/bench/build.sh
@@ -17,7 +17,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 # shellcheck source=scripts/bench/rows.sh
 . "$here/bench/rows.sh"
 
-rounds=5 seconds=4 short=no profile=release only=. servers="floor proxy nginx squid"
+rounds=5 seconds=4 short=no profile=release only=. servers="floor proxy nginx squid haproxy"
 
 main() {
   while [ $# -gt 0 ]; do
@@ -34,7 +34,7 @@ main() {
   big=1000000000 medium=100000000
   if [ "$short" = yes ]; then
     # The tests have built it.
-    big=20000000 medium=2000000 profile=dev
+    big=20000000 medium=2000000 profile=dev seconds=1
   fi
   { read -r PROXY && read -r LOAD && read -r FLOOR; } < <(built discobot-proxy load floor)
   results=$here/../bench-results/$(date -u +%Y%m%d-%H%M%S)
@@ -65,7 +65,8 @@ main() {
   fi
 }
 
-# The same names and addresses for all of them: upstream is 127.0.0.2, what is measured 127.0.0.3.
+# The same addresses for all of them: upstream is 127.0.0.2, and 127.0.0.4 where it is not to be cached;
+# what is measured is 127.0.0.3.
 certificates() {
   local dir=$scratch/tls
   mkdir "$dir"
@@ -74,7 +75,7 @@ certificates() {
   openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj "/CN=bench.test" \
     -keyout "$dir/srv.key" -out "$dir/srv.csr" 2>/dev/null
   openssl x509 -req -in "$dir/srv.csr" -CA "$dir/ca.crt" -CAkey "$dir/ca.key" -CAcreateserial -days 2 \
-    -extfile <(printf 'subjectAltName=DNS:bench.test,IP:127.0.0.2,IP:127.0.0.3') \
+    -extfile <(printf 'subjectAltName=DNS:bench.test,IP:127.0.0.2,IP:127.0.0.3,IP:127.0.0.4') \
     -out "$dir/srv.crt" 2>/dev/null
 }
 

@@ -61,8 +61,8 @@ pub struct Args {
     #[arg(long, value_enum, default_value_t = Bodies::Read)]
     pub body: Bodies,
 
-    /// Meanwhile ask for this too, with connections of its own; its bodies are dropped
-    #[arg(long)]
+    /// Meanwhile have another process, of the lowest priority, ask for this and drop the bodies
+    #[arg(long, conflicts_with = "requests")]
     pub beside: Option<String>,
 
     /// Connections of --beside

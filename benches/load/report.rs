@@ -20,20 +20,21 @@ pub struct Results {
 }
 
 impl Results {
-    pub fn json(&self, main: &Tally, beside: Option<&Tally>) -> Value {
+    pub fn json(&self, main: &Tally, beside: Option<Value>) -> Value {
         let mut value = self.numbers(main);
         value["name"] = json!(self.name);
         value["connections"] = json!(self.connections);
         value["seconds"] = json!(self.elapsed.as_secs_f64());
-        if let Some(beside) = beside {
-            value["beside"] = self.numbers(beside);
-        }
         if let Some(cpu) = self.cpu {
             let requests = main.requests.get();
-            let bytes = main.bytes.get() + beside.map_or(0, |beside| beside.bytes.get());
+            let more = beside.as_ref().and_then(|beside| beside["bytes"].as_u64());
+            let bytes = main.bytes.get() + more.unwrap_or(0);
             value["cpu_seconds"] = json!(cpu.as_secs_f64());
             value["cpu_us_per_request"] = ratio(cpu.as_secs_f64() * 1e6, requests as f64);
             value["cpu_s_per_gb"] = ratio(cpu.as_secs_f64(), bytes as f64 / 1e9);
+        }
+        if let Some(beside) = beside {
+            value["beside"] = beside;
         }
         value
     }

@@ -6,6 +6,16 @@
 rows() {
   local server=$1 round=$2
   "start_$server"
+  case $server in
+    proxy | squid | haproxy)
+      ca=$scratch/tls/ca.crt \
+        run "relayed CONNECT, 1" "https://127.0.0.4:18443$BIG" tls -n 2 --body drop
+      ;;
+  esac
+  if [ "$server" = haproxy ]; then
+    stop_server
+    return
+  fi
   cold_rows
   local body=drop
   [ "$short" = no ] || body=hash
@@ -19,11 +29,12 @@ rows() {
   hits "small hits, plain, 64" "$plain$SMALL" plain -c 64 --body "$body"
   hits "small hits, TLS, 64" "$tls$SMALL" tls -c 64 --body "$body"
   hits "new connection, TLS, small hit, 8" "$tls$SMALL" tls -c 8 --new-connection --body "$body"
+  # The floor knows no ranges.
   [ "$server" = floor ] || hits "ranges of 64 KiB, TLS, 64" "$tls$BIG" tls -c 64 --range 65536 --body "$body"
   # Far below what any of them can do, so that it is the big ones that make them wait.
   local rate=500
-  hits "small beside 8 big, plain" "$plain$SMALL" plain -c 16 --rate $rate --beside "$plain$BIG"
-  hits "small beside 8 big, TLS" "$tls$SMALL" tls -c 16 --rate $rate --beside "$tls$BIG"
+  beside "small beside 8 big, plain" "$plain$SMALL" plain -c 16 --rate $rate --beside "$plain$BIG"
+  beside "small beside 8 big, TLS" "$tls$SMALL" tls -c 16 --rate $rate --beside "$tls$BIG"
   idle
   stop_server
 }
@@ -43,18 +54,41 @@ fill() {
 cold_rows() {
   [ "$server" != floor ] || return 0
   run "cold big, TLS, 1" "$tls$BIG" tls -n 1 --body hash
+  local before
+  before=$(asked)
   run "50 clients, one cold blob, TLS" "$tls$MEDIUM" tls -c 50 -n 50 --body read
+  no_more_than 1 "$before"
 }
 
 hits() {
   local row=$1 url=$2 way=$3
   shift 3
+  local before
+  before=$(asked)
   if [ "$short" = yes ]; then
     # Bodies that end, so that they can be checked; twice on each connection.
     run "$row" "$url" "$way" -n 128 "$@"
   else
     run "$row" "$url" "$way" --warm-up 1 --duration "$seconds" "$@"
   fi
+  no_more_than 0 "$before"
+}
+
+beside() {
+  local row=$1 url=$2 way=$3
+  shift 3
+  run "$row" "$url" "$way" --warm-up 1 --duration "$seconds" "$@"
+}
+
+# How often upstream was asked so far.
+asked() { wc -l <"$scratch/origin/access.log"; }
+
+# no_more_than COUNT BEFORE: what is measured as a hit must be one.
+no_more_than() {
+  local more=$(($(asked) - $2))
+  [ "$more" -gt "$1" ] || return 0
+  echo "bench.sh: $server asked upstream $more times, $1 at most are right" >&2
+  wrong=$((wrong + 1))
 }
 
 # run ROW URL plain|tls OPTIONS...

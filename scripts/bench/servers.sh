@@ -9,6 +9,8 @@ has_proxy() { :; }
 has_nginx() { [ -n "$(command -v nginx)" ]; }
 has_squid() { [ -n "$(command -v squid)" ] && squid -v | grep -q enable-ssl-crtd; }
 
+has_haproxy() { [ -n "$(command -v haproxy)" ]; }
+
 # pinned COMMAND...: on the server's core.
 pinned() { exec taskset -c 0 "$@"; }
 
@@ -19,9 +21,12 @@ start_origin() {
   cat >>"$dir/nginx.conf" <<CONFIG
   server {
     listen 127.0.0.2:18080 backlog=4096; listen 127.0.0.2:18443 ssl backlog=4096;
+    listen 127.0.0.4:18443 ssl backlog=4096;
     ssl_certificate $scratch/tls/srv.crt; ssl_certificate_key $scratch/tls/srv.key;
     root $scratch/www; default_type application/octet-stream;
-    location / { add_header Docker-Distribution-Api-Version registry/2.0; }
+    add_header Docker-Distribution-Api-Version registry/2.0;
+    # A manifest of no type of its own is not served from a cache that knows what it is.
+    location ~ /manifests/ { default_type application/vnd.oci.image.manifest.v1+json; }
     access_log $dir/access.log bytes;
   }
 }
@@ -119,6 +124,8 @@ start_squid() {
 http_port 127.0.0.3:17080 ssl-bump generate-host-certificates=on dynamic_cert_mem_cache_size=4MB tls-cert=$dir/ca.crt tls-key=$dir/ca.key
 sslcrtd_program /usr/lib/squid/security_file_certgen -s $dir/leaves -M 4MB
 sslcrtd_children 1
+acl relayed dst 127.0.0.4
+ssl_bump splice relayed
 ssl_bump bump all
 tls_outgoing_options cafile=$scratch/tls/ca.crt
 http_access allow all
@@ -152,6 +159,29 @@ CONFIG
   tls=https://bench.test:18443
   # The workers are up before the store is.
   sleep 3
+}
+
+# Relays bytes and nothing else.
+start_haproxy() {
+  cat >"$scratch/haproxy.cfg" <<CONFIG
+global
+  nbthread 1
+  maxconn 4000
+defaults
+  mode tcp
+  option splice-auto
+  timeout connect 10s
+  timeout client 600s
+  timeout server 600s
+listen relay
+  bind 127.0.0.3:18443
+  server origin 127.0.0.4:18443
+CONFIG
+  pinned haproxy -db -f "$scratch/haproxy.cfg" >"$scratch/haproxy.log" 2>&1 &
+  pid=$! tls_pid=$!
+  running=("$pid")
+  tls=https://127.0.0.4:18443 tls_way=(--connect 127.0.0.3:18443) ca=$scratch/tls/ca.crt
+  until_open 127.0.0.3 18443 "$pid"
 }
 
 # through PORT CA: ways to a forward proxy.

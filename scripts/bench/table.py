@@ -5,7 +5,7 @@ import pathlib
 import statistics
 import sys
 
-SERVERS = ["floor", "proxy", "nginx", "squid"]
+SERVERS = ["floor", "proxy", "nginx", "squid", "haproxy"]
 # What a row is judged by: the row's beginning, the figure, its digits.
 FIGURES = [
     ("small beside", "p99 ms", lambda r: r["latency_ms"]["p99"], 2),
@@ -32,10 +32,11 @@ def main():
     for path in sorted(pathlib.Path(sys.argv[1]).glob("*.json")):
         server = path.name.split(".")[-3]
         run = json.loads(path.read_text())
-        bad += run["errors"] + run["wrong"] + run.get("beside", {}).get("errors", 0)
+        for part in (run, run.get("beside", {"errors": 0, "wrong": 0})):
+            bad += part["errors"] + part["wrong"]
         runs.setdefault(run["name"], {}).setdefault(server, []).append(run)
     used = [server for server in SERVERS if any(server in row for row in runs.values())]
-    columns = ["row", "", *used, "proxy / floor", "proxy / nginx", "proxy / squid"]
+    columns = ["row", "", *used, "proxy / floor", "proxy / nginx", "proxy / squid", "proxy / haproxy"]
     print("| " + " | ".join(columns) + " |")
     print("|---|---|" + "---:|" * (len(columns) - 2))
     for row, servers in runs.items():
@@ -62,7 +63,7 @@ def line(row, title, values, digits, used):
         return f"{values['proxy'] / values[to]:.2f}"
 
     cells = [f"{values[server]:.{digits}f}" if server in values else "-" for server in used]
-    cells = [row, title, *cells, ratio("floor"), ratio("nginx"), ratio("squid")]
+    cells = [row, title, *cells, ratio("floor"), ratio("nginx"), ratio("squid"), ratio("haproxy")]
     return "| " + " | ".join(cells) + " |"
 
 
