@@ -63,6 +63,13 @@ cold_rows() {
 hits() {
   local row=$1 url=$2 way=$3
   shift 3
+  wanted "$row" || return 0
+  # A manifest that came from one upstream is no hit for the other, which is the same with TLS.
+  if [ "$way" = tls ]; then
+    "$LOAD" --ca "$ca" "${tls_way[@]}" -n 1 "$url" >/dev/null
+  else
+    "$LOAD" --ca "$ca" "${plain_way[@]}" -n 1 "$url" >/dev/null
+  fi
   local before
   before=$(asked)
   if [ "$short" = yes ]; then
