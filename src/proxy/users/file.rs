@@ -44,7 +44,7 @@ impl Hash {
             && (COST_MIN..=COST_MAX).contains(&cost)
             && rest.bytes().all(is_digit)
             // Digits alone are not enough: the last of each part stands for a few bits only.
-            && bcrypt::verify("", text).is_ok();
+            && text.parse::<bcrypt::HashParts>().is_ok();
         sound.then(|| Hash(text.into()))
     }
 
@@ -183,6 +183,7 @@ mod tests {
             (&format!("ann:{}", &HASH[..59]), "no bcrypt hash"),
             (&format!("ann:{}", HASH.replace("Ti", "é")), "no bcrypt hash"),
             (&format!("ann:{}", HASH.replace("Ti", "T!")), "no bcrypt hash"),
+            (&format!("ann:{}", HASH.replace("Ti", "Tj")), "no bcrypt hash"),
         ] {
             let wrong = Table::parse(&format!("eve:{HASH}\n{line}\n")).err().unwrap();
             let found = wrong.found(Path::new("/f"));
@@ -191,6 +192,14 @@ mod tests {
         for text in ["", "\n# none\n"] {
             assert_eq!(Table::parse(text).err().unwrap().found(Path::new("f")), "\"f\": no user");
         }
+    }
+
+    #[test]
+    fn a_file_is_read_without_comparing_anything() {
+        // Comparing would take the better part of an hour.
+        let hash = HASH.replace("$04", "$15");
+        let text: String = (0..1000).map(|n| format!("user{n}:{hash}\n")).collect();
+        assert_eq!(Table::parse(&text).unwrap().len(), 1000);
     }
 
     #[test]
