@@ -63,6 +63,7 @@ const DOORS: &[(&str, &[&str])] = &[
         &["config", "cache/disk", "admin", "proxy/answer", "proxy/challenge", "policy/rights"],
     ),
     ("granit_parser", &["config"]),
+    ("base64", &["config", "http/basic"]),
     ("bcrypt", &["proxy/users/file"]),
     ("zeroize", &["config", "http/basic", "net/", "policy/rights"]),
     ("bytesize", &["config"]),

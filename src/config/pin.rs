@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use super::parent::base64;
+use base64::prelude::{BASE64_STANDARD, Engine};
 
 /// What a value of this kind must look like, for errors.
 pub(super) const EXPECTED: &str =
@@ -22,7 +22,7 @@ impl Pin {
 
 impl fmt::Display for Pin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "sha256/{}", base64(&self.0))
+        write!(f, "sha256/{}", BASE64_STANDARD.encode(self.0))
     }
 }
 
@@ -35,34 +35,10 @@ impl FromStr for Pin {
     type Err = NoPin;
 
     fn from_str(text: &str) -> Result<Pin, NoPin> {
-        let digits = text.strip_prefix("sha256/").and_then(|rest| rest.strip_suffix('='));
-        let mut out = [0; 32];
-        let mut filled = out.iter_mut();
-        let (mut bits, mut count) = (0u32, 0);
-        for digit in digits.ok_or(NoPin)?.bytes() {
-            bits = (bits << 6 | value(digit).ok_or(NoPin)?) & 0xFFFF;
-            count += 6;
-            if count >= 8 {
-                count -= 8;
-                *filled.next().ok_or(NoPin)? = (bits >> count & 0xFF) as u8;
-            }
-        }
-        let pin = Pin(out);
-        // Also says no to what is too short, and to bits that stand for nothing.
-        if pin.to_string() == text { Ok(pin) } else { Err(NoPin) }
+        let digits = text.strip_prefix("sha256/").ok_or(NoPin)?;
+        let bytes = BASE64_STANDARD.decode(digits).map_err(|_| NoPin)?;
+        bytes.try_into().map(Pin).map_err(|_| NoPin)
     }
-}
-
-fn value(digit: u8) -> Option<u32> {
-    let value = match digit {
-        b'A'..=b'Z' => digit - b'A',
-        b'a'..=b'z' => digit - b'a' + 26,
-        b'0'..=b'9' => digit - b'0' + 52,
-        b'+' => 62,
-        b'/' => 63,
-        _ => return None,
-    };
-    Some(value.into())
 }
 
 #[cfg(test)]
