@@ -199,6 +199,8 @@ pub struct Rights {
     members: Table<(Short, Short), Member>,
     grants: Table<(Short, Short), Grant>,
     repositories: Table<Short, Repository>,
+    /// Whether an export would say something new.
+    unsaved: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -269,6 +271,7 @@ impl Rights {
             members: Table::new(MEMBERS_MAX),
             grants: Table::new(GRANTS_MAX),
             repositories: Table::new(REPOSITORIES_MAX),
+            unsaved: false,
         }
     }
 
@@ -396,7 +399,19 @@ impl Rights {
     pub fn note_public(&mut self, repository: &RepositoryId, public: bool, now_ms: u64) {
         let standing = if public { Standing::Public } else { Standing::Closed };
         let row = Repository { standing, proven_ms: now_ms, asked_ms: 0 };
+        let before = self.repositories.get(&repository.place).unwrap_or_default();
+        self.unsaved |= public || before.standing == Standing::Public;
         self.repositories.insert(repository.place, row);
+    }
+
+    /// Whether [`Rights::export`] may say something that it did not when this was last called.
+    pub fn take_unsaved(&mut self) -> bool {
+        std::mem::take(&mut self.unsaved)
+    }
+
+    /// Takes back what [`Rights::take_unsaved`] said: the export came to nothing.
+    pub fn keep_unsaved(&mut self) {
+        self.unsaved = true;
     }
 
     /// The public repositories as text, for [`Rights::import`] after a restart. There are hashes in
@@ -499,6 +514,7 @@ impl Rights {
         if public {
             let doubted = Repository { standing: Standing::Doubted, ..row };
             self.repositories.insert(repository.place, doubted);
+            self.unsaved = true;
         }
         let may_read = public || grant.is_some_and(|grant| grant.is_live(now_ms));
         if let What::Manifest(digest) | What::Blob(digest) = what

@@ -46,8 +46,8 @@ pub const SOURCE: &str = "X-Discobot-Source";
 pub struct Access {
     secret: Secret,
     rights: Mutex<Rights>,
-    /// What was written down last.
-    saved: Mutex<Vec<u8>>,
+    /// Held while they are being written down.
+    saving: Mutex<()>,
     /// Where public repositories are remembered over restarts.
     file: PathBuf,
 }
@@ -63,22 +63,25 @@ impl Access {
         let mut rights = Rights::new(Listing::Blobs);
         let file = dir.join("public");
         // Without the file everything is asked anew.
-        let exported = fs::read(&file).unwrap_or_default();
-        rights.import(&secret, &exported, now_ms());
-        Ok(Access { secret, rights: Mutex::new(rights), saved: Mutex::new(exported), file })
+        if let Ok(exported) = fs::read(&file) {
+            rights.import(&secret, &exported, now_ms());
+        }
+        Ok(Access { secret, rights: Mutex::new(rights), saving: Mutex::default(), file })
     }
 
     /// Writes down which repositories are public, where that has changed; blocks.
     pub fn save(&self) -> io::Result<()> {
-        let mut saved = self.saved.lock().unwrap_or_else(PoisonError::into_inner);
-        let exported = self.rights().export(&self.secret, now_ms());
-        if *saved != exported {
-            let part = self.file.with_extension("part");
-            fs::write(&part, &exported)?;
-            fs::rename(part, &self.file)?;
-            *saved = exported;
-        }
-        Ok(())
+        let _saving = self.saving.lock().unwrap_or_else(PoisonError::into_inner);
+        let exported = {
+            let mut rights = self.rights();
+            if !rights.take_unsaved() {
+                return Ok(());
+            }
+            rights.export(&self.secret, now_ms())
+        };
+        let part = self.file.with_extension("part");
+        let written = fs::write(&part, exported).and_then(|()| fs::rename(part, &self.file));
+        written.inspect_err(|_| self.rights().keep_unsaved())
     }
 
     /// Rows of members, grants and repositories.

@@ -486,6 +486,28 @@ fn public_repositories_outlive_a_restart() {
 }
 
 #[test]
+fn what_an_export_would_not_show_is_no_reason_for_one() {
+    let (app, closed) = (repository("r.example", "library/app"), repository("r.example", "corp/x"));
+    let alice = holder("Bearer a");
+    let mut bench = Bench::new();
+    bench.rights.note_public(&closed, false, NOW);
+    bench.served(&closed, 1, &alice);
+    bench.tag(&closed, &alice, 403);
+    assert!(!bench.rights.take_unsaved());
+    bench.rights.note_public(&app, true, NOW);
+    assert!(bench.rights.take_unsaved() && !bench.rights.take_unsaved());
+    bench.rights.keep_unsaved();
+    assert!(bench.rights.take_unsaved());
+    // Doubted, and closed.
+    bench.tag(&app, &alice, 403);
+    assert!(bench.rights.take_unsaved());
+    bench.rights.note_public(&app, true, NOW);
+    bench.rights.take_unsaved();
+    bench.rights.note_public(&app, false, NOW);
+    assert!(bench.rights.take_unsaved());
+}
+
+#[test]
 fn a_million_rows_leave_bounded_tables() {
     let mut rights = Rights::new(Listing::default());
     let base = repository("r.example", "x");
