@@ -3,13 +3,11 @@
 //! What can fail at the start fails before anything listens: sockets are bound first and listen
 //! last.
 
-mod trust;
-
-mod helpers;
-mod stop;
-
 mod accept;
 mod clients;
+mod helpers;
+mod stop;
+mod trust;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -35,7 +33,7 @@ use crate::config::{self, Config, ConfigError};
 use crate::http::HeadLimits;
 use crate::net::{Ca, CaError, DialOptions, Dialer, Resolver, UpstreamTls, race};
 use crate::policy::{Listeners, Policy};
-use crate::proxy::{self, Access, Asking, Drain, Limits, Users, Worker};
+use crate::proxy::{self, Access, Asking, Drain, Limits, Pseudonym, Users, Worker};
 use crate::stats::Stats;
 use crate::sys;
 
@@ -116,7 +114,7 @@ struct Shared {
     tls: Arc<UpstreamTls>,
     resolver: Resolver,
     listeners: Vec<SocketAddr>,
-    pseudonym: Arc<str>,
+    pseudonym: Arc<Pseudonym>,
     workers: usize,
     crowd: Crowd,
     stop: Arc<Stop>,
@@ -161,7 +159,7 @@ impl Server {
             tls: tls.client,
             resolver: Resolver::default(),
             listeners: proxy.iter().copied().chain([admin]).collect(),
-            pseudonym: pseudonym().into(),
+            pseudonym: Arc::new(Pseudonym::new(pseudonym())),
             workers,
             crowd,
             stop: Arc::clone(&stop),

@@ -338,21 +338,22 @@ async fn deliver(
     let seen = latest.as_ref().unwrap_or(seen);
     let part = Part::wanted(&request.head, stored, seen.len);
     let keep_alive = request.keep_alive;
-    let via = &worker.via(Version::Http11);
+    let via = worker.via(Version::Http11);
     let (stats, head) = (&worker.stats, &request.head);
     let delivery = Delivery { client, stats, via, request: head, keep_alive, source };
-    let key = reader.key().clone();
-    match delivery.send(reader, seen, stored, part).await {
+    match delivery.send(&mut reader, seen, stored, part).await {
         Ok(_) => request.go_on(keep_alive),
         Err(Undelivered::Ended(end)) => Err(end),
         Err(Undelivered::Unread(why)) => {
-            worker.cache.drop_unreadable(&key, &why).await;
+            worker.cache.drop_unreadable(reader.key(), &why).await;
+            drop(reader);
             Box::pin(past_cache(worker, client, request)).await
         }
         Err(Undelivered::Entry { why: Failure::Storage(why), at, end, chunked }) => {
             if source == Source::Hit {
-                worker.cache.drop_unreadable(&key, &why).await;
+                worker.cache.drop_unreadable(reader.key(), &why).await;
             }
+            drop(reader);
             let rest = Rest { body: Arc::clone(&seen.body), len: seen.len, at, end, chunked };
             Box::pin(pass_rest(worker, client, request, rest)).await
         }

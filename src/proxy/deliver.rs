@@ -127,7 +127,7 @@ impl Delivery<'_> {
     /// Sends head and body. Gives the bytes of the body sent.
     pub async fn send(
         &self,
-        mut reader: Reader,
+        reader: &mut Reader,
         seen: &Seen,
         stored: &Fields,
         part: Part,
@@ -164,7 +164,7 @@ impl Delivery<'_> {
         let more = end.is_some() && seen.written > start;
         conn.write_parts(&[&head], more).await.map_err(broken)?;
         drop(head);
-        let sent = self.spans(&mut reader, &seen.body, framing).await?;
+        let sent = self.spans(reader, &seen.body, framing).await?;
         match framing {
             Framing::Chunked => conn.write(LAST_CHUNK).await.map_err(broken)?,
             Framing::UntilClose => return Err(Undelivered::Ended(End::Answered)),

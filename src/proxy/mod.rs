@@ -31,7 +31,7 @@ use std::time::Duration;
 
 pub use self::answer::Reply;
 pub use self::drain::{Drain, guarded};
-pub use self::own::refuse_own_parent;
+pub use self::own::{Pseudonym, refuse_own_parent};
 pub use self::prove::{Access, Asking};
 pub use self::session::{linger, serve};
 use self::url::Url;
@@ -91,7 +91,7 @@ pub struct Worker {
     /// Our own listeners: never a destination.
     pub listeners: Listeners,
     /// Our name in `Via`, by which a loop through ourselves is noticed.
-    pub pseudonym: Arc<str>,
+    pub pseudonym: Arc<Pseudonym>,
     /// Says when to stop.
     pub drain: Rc<Drain>,
 }
@@ -107,21 +107,13 @@ struct Terms {
 
 impl Worker {
     /// What our own `Via` says of a message that came in this version (RFC 9110, section 7.6.3).
-    fn via(&self, received: Version) -> String {
-        let version = match received {
-            Version::Http10 => "1.0",
-            Version::Http11 => "1.1",
-        };
-        format!("{version} {}", self.pseudonym)
+    fn via(&self, received: Version) -> &str {
+        self.pseudonym.via(received)
     }
 
     /// Whether a request has been through this proxy before.
     fn is_loop(&self, fields: &Fields) -> bool {
-        fields.tokens("via").any(|via| {
-            via.split_ascii_whitespace()
-                .nth(1)
-                .is_some_and(|by| by.eq_ignore_ascii_case(&self.pseudonym))
-        })
+        self.pseudonym.is_in(fields)
     }
 
     /// What of the header rule for a URL goes along. Credentials go in the clear where the rule's
@@ -186,17 +178,19 @@ impl Worker {
     /// An error on the connection for requests to `url`'s host, with the parent's name where it is
     /// a connection to that.
     fn named(&self, url: &Url, error: NetError) -> NetError {
-        match self.parent(&url.host).filter(|_| url.scheme == Scheme::Http) {
-            Some(parent) => error.of_parent(&parent),
-            None => error,
+        match self.parent(&url.host) {
+            Some(parent) if url.scheme == Scheme::Http => error.of_parent(&parent),
+            _ => error,
         }
     }
 
     /// Refuses the answer of a parent that does not take our credentials: a client would think that
     /// its own are asked for.
     fn refuse_challenge(&self, url: &Url, status: u16) -> Result<(), NetError> {
-        let by_parent = status == 407 && url.scheme == Scheme::Http;
-        match self.parent(&url.host).filter(|_| by_parent) {
+        if status != 407 || url.scheme != Scheme::Http {
+            return Ok(());
+        }
+        match self.parent(&url.host) {
             Some(parent) => Err(parent.at_fault(ParentFault::Credentials)),
             None => Ok(()),
         }

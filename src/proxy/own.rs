@@ -1,9 +1,44 @@
-//! Our own listeners: never a destination, and never our own parent.
+//! What is our own: the listeners, never a destination and never our own parent; and the name by
+//! which a loop through ourselves is noticed.
 
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs, UdpSocket};
 
 use crate::config::{Config, ConfigError};
+use crate::http::{Fields, Version};
 use crate::policy::Listeners;
+
+/// Our name in `Via`, which no other process is likely to have.
+pub struct Pseudonym {
+    name: String,
+    /// What is put into a message that came as HTTP/1.0, and as HTTP/1.1: one of them is in every
+    /// answer.
+    via: [String; 2],
+}
+
+impl Pseudonym {
+    /// From a token (RFC 9110, section 7.6.3).
+    pub fn new(name: String) -> Pseudonym {
+        let via = ["1.0", "1.1"].map(|version| format!("{version} {name}"));
+        Pseudonym { name, via }
+    }
+
+    /// What our own `Via` says of a message that came in this version.
+    pub(super) fn via(&self, received: Version) -> &str {
+        let [first, second] = &self.via;
+        match received {
+            Version::Http10 => first,
+            Version::Http11 => second,
+        }
+    }
+
+    /// Whether a request with these fields has been through this proxy before.
+    pub(super) fn is_in(&self, fields: &Fields) -> bool {
+        fields.tokens("via").any(|via| {
+            let by = via.split_ascii_whitespace().nth(1);
+            by.is_some_and(|by| by.eq_ignore_ascii_case(&self.name))
+        })
+    }
+}
 
 /// Whether a connection to `address` would end at one of `listeners` of this machine.
 pub(super) fn is_listener(listeners: &Listeners, address: SocketAddr) -> bool {

@@ -55,7 +55,7 @@ pub async fn connect(worker: &Rc<Worker>, client: &Client, head: RequestHead) ->
 fn way(worker: &Worker, fields: &Fields, received: Version) -> String {
     let own = worker.via(received);
     let before = fields.all("via").filter_map(|via| std::str::from_utf8(via).ok());
-    before.chain([own.as_str()]).collect::<Vec<_>>().join(", ")
+    before.chain([own]).collect::<Vec<_>>().join(", ")
 }
 
 async fn refuse(worker: &Worker, client: &Client, answer: &Answer) -> Result<(), End> {
