@@ -40,13 +40,13 @@ impl Drop for Slot {
 pub struct Lease {
     cache: Cache,
     entry: Arc<Entry>,
-    used: bool,
+    /// Until it has ended, or become a fill's.
     slot: Option<Slot>,
 }
 
 impl Lease {
     pub(super) fn new(cache: Cache, entry: Arc<Entry>, slot: Slot) -> Lease {
-        Lease { cache, entry, used: false, slot: Some(slot) }
+        Lease { cache, entry, slot: Some(slot) }
     }
 
     /// Says that the answer will not be stored: those who wait ask upstream themselves.
@@ -86,7 +86,6 @@ impl Lease {
         };
         let stored = SystemTime::now();
         let body = Arc::new(Body { file, head: head.into(), stored });
-        self.used = true;
         self.entry.advance(Phase::Growing { body: Arc::clone(&body), written: 0, len });
         let hasher = digest.as_ref().map(|digest| Hasher::new(digest.algorithm()));
         let entry = Arc::clone(&self.entry);
@@ -99,7 +98,7 @@ impl Lease {
     }
 
     fn end(&mut self, phase: Phase) {
-        self.used = true;
+        self.slot = None;
         self.cache.inner.index().end_fill(&self.entry);
         self.entry.advance(phase);
     }
@@ -113,7 +112,7 @@ impl std::fmt::Debug for Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        if !self.used {
+        if self.slot.is_some() {
             self.end(Phase::Abandoned);
         }
     }

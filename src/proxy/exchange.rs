@@ -149,10 +149,7 @@ pub async fn exchange(
     };
     let framing = match framing {
         Ok(framing) => framing,
-        Err(error) => {
-            tracing::info!(client = %client.ip(), %error, "malformed request");
-            return refuse(Answer::new(error.status(), "MALFORMED", error.to_string())).await;
-        }
+        Err(error) => return refuse(client.malformed(&error)).await,
     };
     let url = match target(client, &head) {
         Ok(Asked::Url(url)) => url,

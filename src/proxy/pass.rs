@@ -35,9 +35,7 @@ pub async fn pass(
         Err(Fault::Client) => Err(End::Broken),
         Err(Fault::Request(error)) => {
             Stats::add(&worker.stats.refused, 1);
-            tracing::info!(client = %client.ip(), %error, "malformed request");
-            let answer = Answer::new(error.status(), "MALFORMED", error.to_string());
-            request.answer(client, &answer).await
+            request.answer(client, &client.malformed(&error)).await
         }
         Err(Fault::Upstream(error)) => failed(worker, client, request, &error).await,
     }

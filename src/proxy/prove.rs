@@ -94,12 +94,19 @@ impl Access {
     }
 }
 
+/// Bytes that nobody can guess.
+pub fn random_bytes() -> io::Result<[u8; 32]> {
+    let mut bytes = [0; 32];
+    fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    Ok(bytes)
+}
+
 fn read_secret(path: &Path) -> io::Result<Secret> {
     let mut bytes = [0; 32];
     match fs::File::open(path) {
         Ok(mut file) => file.read_exact(&mut bytes)?,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+            bytes = random_bytes()?;
             let mut options = fs::OpenOptions::new();
             let mut file = options.write(true).create_new(true).mode(0o600).open(path)?;
             file.write_all(&bytes)?;

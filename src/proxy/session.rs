@@ -8,7 +8,7 @@ use super::answer::Answer;
 use super::exchange::exchange;
 use super::url::Url;
 use super::{Worker, tunnel};
-use crate::http::{Method, RequestHead, Target, Version};
+use crate::http::{Malformed, Method, RequestHead, Target, Version};
 use crate::net::{Conn, Either, NetError, race};
 use crate::stats::Stats;
 
@@ -31,6 +31,12 @@ impl Client {
     /// The client's address, an IPv4-mapped one as IPv4.
     pub fn ip(&self) -> IpAddr {
         self.conn.peer().ip().to_canonical()
+    }
+
+    /// What to answer a request that is not in order; the log says so, too.
+    pub fn malformed(&self, error: &Malformed) -> Answer {
+        tracing::info!(client = %self.ip(), %error, "malformed request");
+        Answer::new(error.status(), "MALFORMED", error.to_string())
     }
 
     /// Counts a relay that ended for want of anything to relay; [`run`] does where it was the
@@ -160,8 +166,7 @@ async fn unreadable(worker: &Worker, client: &Client, error: &NetError) -> End {
     let answer = match error {
         NetError::Malformed(malformed) => {
             Stats::add(&worker.stats.refused, 1);
-            tracing::info!(client = %client.ip(), %error, "malformed request");
-            Answer::new(malformed.status(), "MALFORMED", malformed.to_string())
+            client.malformed(malformed)
         }
         NetError::TimedOut { .. } if client.conn.unused() > 0 => {
             Stats::add(&worker.stats.limited_header_time, 1);

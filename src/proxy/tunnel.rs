@@ -21,8 +21,7 @@ pub async fn connect(worker: &Rc<Worker>, client: &Client, head: RequestHead) ->
     }
     // What follows the head is the tunnel's: a body would be smuggled into it.
     if let Err(error) = request_framing(&head) {
-        let answer = Answer::new(error.status(), "MALFORMED", error.to_string());
-        return refuse(worker, client, &answer).await;
+        return refuse(worker, client, &client.malformed(&error)).await;
     }
     let Target::Authority(Authority { host, port: Some(port) }) = head.target else {
         let answer = Answer::new(400, "MALFORMED", "CONNECT wants host:port");

@@ -31,7 +31,8 @@ pub(super) fn constraints(subtrees: &[Subtree]) -> NameConstraints {
     let mut permitted = Vec::new();
     let (mut names, mut addresses) = (false, false);
     for (n, subtree) in subtrees.iter().enumerate() {
-        let within = |other: &Subtree| other != subtree && other.includes(subtree);
+        let wanted = Limit::from(subtree);
+        let within = |other: &Subtree| other != subtree && Limit::from(other).includes(&wanted);
         let earlier = subtrees.get(..n).unwrap_or_default();
         if subtrees.iter().any(within) || earlier.contains(subtree) {
             continue;
@@ -61,17 +62,6 @@ fn alone(address: IpAddr) -> CidrSubnet {
     match address {
         IpAddr::V4(address) => CidrSubnet::V4(address.octets(), [0xFF; 4]),
         IpAddr::V6(address) => CidrSubnet::V6(address.octets(), [0xFF; 16]),
-    }
-}
-
-impl Subtree {
-    /// Whether every name of `other` is one of these.
-    fn includes(&self, other: &Subtree) -> bool {
-        match (self, other) {
-            (Subtree::Name(name), Subtree::Name(other)) => below(name, other),
-            (Subtree::Address(address), Subtree::Address(other)) => address == other,
-            _ => false,
-        }
     }
 }
 

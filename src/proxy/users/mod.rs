@@ -11,8 +11,7 @@ mod checks;
 mod file;
 
 use std::collections::HashMap;
-use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -21,6 +20,7 @@ use std::time::{Duration, Instant};
 use self::checks::Checks;
 use self::file::Table;
 use super::answer::Answer;
+use super::prove::random_bytes;
 use crate::config::{Config, ConfigError};
 use crate::http::{Basic, Fields};
 use crate::policy::rights::Secret;
@@ -69,12 +69,9 @@ impl Users {
         let refuse = |error: io::Error| {
             config.error("proxy.users", &error.to_string(), "threads and random bytes to be had")
         };
-        let mut bytes = [0; 32];
-        File::open("/dev/urandom")
-            .and_then(|mut file| file.read_exact(&mut bytes))
-            .map_err(refuse)?;
+        let secret = Secret::new(random_bytes().map_err(refuse)?);
         let state = State { table: Arc::new(table), right: HashMap::new() };
-        let known = Arc::new(Known { secret: Secret::new(bytes), state: Mutex::new(state) });
+        let known = Arc::new(Known { secret, state: Mutex::new(state) });
         let checks = Checks::start(Arc::clone(&known)).map_err(refuse)?;
         Ok(Some(Users { path: path.clone(), known, checks }))
     }
