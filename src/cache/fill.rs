@@ -312,11 +312,13 @@ fn store(
     }
     inner.index().remove(entry.key());
     inner.disk.commit(part, entry.key(), len, body.stored, &body.head)?;
-    // Whoever finds it from here on finds it complete, by a file that is open for reading alone;
-    // this fill's own readers are told later.
-    let file = inner.disk.open_body(entry.key())?;
-    let kept = Body { file, head: body.head.clone(), stored: body.stored };
-    let stored = Entry::complete(entry.key().clone(), Arc::new(kept), len);
+    // Whoever finds it from here on finds it complete; this fill's own readers are told later. By a
+    // file that is open for reading alone, where there is a descriptor for it.
+    let kept = match inner.disk.open_body(entry.key()) {
+        Ok(file) => Arc::new(Body { file, head: body.head.clone(), stored: body.stored }),
+        Err(_) => Arc::clone(body),
+    };
+    let stored = Entry::complete(entry.key().clone(), kept, len);
     let mut index = inner.index();
     room.give_back(&mut index);
     index.insert(entry.key().clone(), len, now_ms(), Some(stored));
