@@ -10,6 +10,8 @@
 # installed the table has no column.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
+# shellcheck source=scripts/common.sh
+. "$here/common.sh"
 # shellcheck source=scripts/bench/build.sh
 . "$here/bench/build.sh"
 # shellcheck source=scripts/bench/servers.sh
@@ -60,8 +62,7 @@ main() {
   done
   report | tee "$results/table.md"
   if [ "$wrong" -gt 0 ]; then
-    echo "bench.sh: $wrong runs had errors or wrong bytes" >&2
-    exit 1
+    fail "$wrong runs had errors or wrong bytes"
   fi
 }
 
@@ -70,13 +71,9 @@ main() {
 certificates() {
   local dir=$scratch/tls
   mkdir "$dir"
-  openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj "/CN=bench CA" \
-    -keyout "$dir/ca.key" -out "$dir/ca.crt" 2>/dev/null
-  openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj "/CN=bench.test" \
-    -keyout "$dir/srv.key" -out "$dir/srv.csr" 2>/dev/null
-  openssl x509 -req -in "$dir/srv.csr" -CA "$dir/ca.crt" -CAkey "$dir/ca.key" -CAcreateserial -days 2 \
-    -extfile <(printf 'subjectAltName=DNS:bench.test,IP:127.0.0.2,IP:127.0.0.3,IP:127.0.0.4') \
-    -out "$dir/srv.crt" 2>/dev/null
+  authority "$dir" "bench CA"
+  server_certificate "$dir" bench.test \
+    'DNS:bench.test,IP:127.0.0.2,IP:127.0.0.3,IP:127.0.0.4'
 }
 
 # blob FOLDER BYTES: a file of that size, named by its digest; prints its path in the URL.

@@ -9,6 +9,8 @@
 # two to make) and the image are kept in ${DISCOBOT_TEST_CACHE:-${XDG_CACHE_HOME:-~/.cache}/discobot-proxy}.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
+# shellcheck source=scripts/common.sh
+. "$here/common.sh"
 # shellcheck source=scripts/debian.sh
 . "$here/debian.sh"
 
@@ -17,13 +19,9 @@ ADDRESS=10.78.0.2
 IMAGE=$REGISTRY/lab/debian:v1
 
 main() {
-  local binary=${1:-} cache layout
+  local binary cache layout
   "$here/setup-tests.sh"
-  if [ -z "$binary" ]; then
-    (cd "$here/.." && cargo build --release --locked --quiet)
-    binary=${CARGO_TARGET_DIR:-$here/../target}/release/discobot-proxy
-  fi
-  binary=$(realpath "$binary")
+  binary=$(binary_of "${1:-}")
   cache=$(cache_dir)
   mkdir -p "$cache"
   (
@@ -82,12 +80,8 @@ inside() {
 start_registry() {
   local dir=$scratch/registry
   mkdir "$dir"
-  openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj "/CN=e2e CA" \
-    -keyout "$dir/ca.key" -out "$dir/ca.crt" 2>/dev/null
-  openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj "/CN=$REGISTRY" \
-    -keyout "$dir/srv.key" -out "$dir/srv.csr" 2>/dev/null
-  openssl x509 -req -in "$dir/srv.csr" -CA "$dir/ca.crt" -CAkey "$dir/ca.key" -CAcreateserial \
-    -days 2 -extfile <(printf 'subjectAltName=DNS:%s' "$REGISTRY") -out "$dir/srv.crt" 2>/dev/null
+  authority "$dir" "e2e CA"
+  server_certificate "$dir" "$REGISTRY" "DNS:$REGISTRY"
   cat >"$dir/config.yml" <<CONFIG
 version: 0.1
 log: {level: warn, accesslog: {disabled: false}}
@@ -96,7 +90,7 @@ http: {addr: "$ADDRESS:443", tls: {certificate: $dir/srv.crt, key: $dir/srv.key}
 CONFIG
   docker-registry serve "$dir/config.yml" >"$scratch/registry.log" 2>&1 &
   pids+=($!)
-  await registry curl --silent --cacert "$dir/ca.crt" "https://$REGISTRY/v2/"
+  await $! "the registry answers" curl --silent --cacert "$dir/ca.crt" "https://$REGISTRY/v2/"
 }
 
 start_proxy() {
@@ -107,7 +101,7 @@ cache: {dir: $scratch/proxy/cache}
 CONFIG
   "$1" --config "$scratch/proxy/config.yaml" >"$scratch/proxy.log" 2>&1 &
   pids+=($!)
-  await proxy stats
+  await $! "the proxy answers" stats
 }
 
 # The kept root stays as it is: this run's changes go to a layer above it.
@@ -129,7 +123,7 @@ CONFIG
   # Containers need not run here, so it is spared the host's packet filter.
   in_root dockerd --iptables=false --ip6tables=false --bridge=none >"$scratch/engine.log" 2>&1 &
   pids+=($!)
-  await engine in_root docker version
+  await "${pids[-1]}" "the engine answers" in_root docker version
 }
 
 in_root() {
@@ -160,24 +154,6 @@ config_of() {
   local manifest
   manifest=$(grep -o '"digest":"sha256:[0-9a-f]*"' "$1/index.json" | grep -o '[0-9a-f]\{64\}')
   grep -o '"config":{[^}]*}' "$1/blobs/sha256/$manifest" | grep -o 'sha256:[0-9a-f]*'
-}
-
-await() {
-  local name=$1
-  shift
-  for _ in $(seq 300); do
-    if "$@" >/dev/null 2>&1; then
-      return 0
-    fi
-    kill -0 "${pids[-1]}" 2>/dev/null || break
-    sleep 0.2
-  done
-  fail "the $name did not start"
-}
-
-fail() {
-  echo "e2e-docker.sh: $1" >&2
-  exit 1
 }
 
 finish() {

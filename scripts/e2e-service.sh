@@ -7,6 +7,8 @@
 # BINARY is target/release/discobot-proxy where none is named, built first. Root, cgroup v2.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
+# shellcheck source=scripts/common.sh
+. "$here/common.sh"
 
 REGISTRY=registry.e2e.test
 ADDRESS=10.78.0.3
@@ -14,13 +16,9 @@ ADDRESS=10.78.0.3
 EXPOSURE_MAX=1.1
 
 main() {
-  local binary=${1:-}
+  local binary
   "$here/setup-tests.sh"
-  if [ -z "$binary" ]; then
-    (cd "$here/.." && cargo build --release --locked --quiet)
-    binary=${CARGO_TARGET_DIR:-$here/../target}/release/discobot-proxy
-  fi
-  binary=$(realpath "$binary")
+  binary=$(binary_of "${1:-}")
   scratch=$(mktemp -d "${TMPDIR:-/var/tmp}/discobot-service.XXXXXX")
   trap finish EXIT
   trap 'exit 1' INT TERM
@@ -42,7 +40,7 @@ main() {
   ) >"$scratch/systemd.log" 2>&1 &
   shell=$!
 
-  await 'systemd starts' booted
+  await "$shell" 'systemd starts' booted
   start
   serve
   command
@@ -124,7 +122,7 @@ $steps" 2>/dev/null
   echo "exposure: $exposure"
   awk -v is="$exposure" -v max="$EXPOSURE_MAX" 'BEGIN { exit is == "" || is > max }' ||
     fail "an exposure of '$exposure', more than $EXPOSURE_MAX"
-  await 'the proxy starts' healthy
+  await "$shell" 'the proxy starts' healthy
 }
 
 # Under all restrictions, and as though there were none.
@@ -159,7 +157,7 @@ CONFIG
   # The driver it has where nothing is forbidden.
   there systemd-run --quiet --unit unbound --working-directory=/run --setenv=PROXY_PORT=17090 \
     --setenv=API_PORT=17091 /usr/local/bin/discobot-proxy
-  await 'an unbound proxy starts' there curl --silent --fail http://127.0.0.1:17091/health
+  await "$shell" 'an unbound proxy starts' there curl --silent --fail http://127.0.0.1:17091/health
   local unbound
   unbound=$(there curl --silent http://127.0.0.1:17091/health)
   there systemctl stop unbound
@@ -190,27 +188,27 @@ PrivateUsers=no
 UNIT
   there systemctl daemon-reload
   there systemctl restart discobot-proxy
-  await 'the proxy listens on port 80' there curl --silent --fail http://127.0.0.1:80/
+  await "$shell" 'the proxy listens on port 80' there curl --silent --fail http://127.0.0.1:80/
   there rm "$edit"
   there systemctl daemon-reload
   there systemctl restart discobot-proxy
-  await 'the proxy is back' healthy
+  await "$shell" 'the proxy is back' healthy
 }
 
 end() {
   there systemctl reload discobot-proxy
-  await 'the log is reopened' said 'log reopened'
+  await "$shell" 'the log is reopened' said 'log reopened'
   # What fails is started again; what was stored is there.
   there systemctl kill --signal KILL discobot-proxy
-  await 'the proxy is started again' started_again
-  await 'the proxy serves again' healthy
+  await "$shell" 'the proxy is started again' started_again
+  await "$shell" 'the proxy serves again' healthy
   there systemctl stop discobot-proxy
   [ "$(result)" = success,0 ] || fail "its end was $(result)"
   # A wrong configuration is not tried again and again.
   there systemctl reset-failed
   echo 'proxy: {prot: 1}' | there tee /etc/discobot-proxy/config.yaml >/dev/null
   there systemctl start discobot-proxy || true
-  await 'the wrong configuration is given up' gave_up
+  await "$shell" 'the wrong configuration is given up' gave_up
   said 'proxy.prot' >/dev/null || fail "nobody is told what is wrong"
 }
 
@@ -233,24 +231,6 @@ result() {
 
 gave_up() {
   [ "$(result)" = exit-code,2 ] && [ "$(there systemctl is-active discobot-proxy)" = failed ]
-}
-
-await() {
-  local what=$1
-  shift
-  for _ in $(seq 300); do
-    if "$@" >/dev/null 2>&1; then
-      return 0
-    fi
-    kill -0 "$shell" 2>/dev/null || break
-    sleep 0.2
-  done
-  fail "waited in vain until $what"
-}
-
-fail() {
-  echo "e2e-service.sh: $1" >&2
-  exit 1
 }
 
 finish() {

@@ -115,8 +115,7 @@ CONFIG
 start_squid() {
   local dir=$scratch/squid
   mkdir "$dir" "$dir/cache"
-  openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj "/CN=squid CA" \
-    -keyout "$dir/ca.key" -out "$dir/ca.crt" 2>/dev/null
+  authority "$dir" "squid CA"
   # Its leaves are good for names alone.
   echo "127.0.0.2 bench.test" >"$dir/hosts"
   /usr/lib/squid/security_file_certgen -c -s "$dir/leaves" -M 4MB >/dev/null
