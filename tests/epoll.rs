@@ -1,7 +1,7 @@
 //! Without io_uring, as under the seccomp profiles of container engines: the same proxy on epoll.
 //!
 //! These are one test of each kind. `DISCOBOT_SECCOMP=1 cargo test --test NAME` runs any other file
-//! of tests that way; `scripts/test.sh` does so with the quick ones.
+//! of tests that way; `scripts/test.sh` does so with all but the longest.
 
 mod support;
 
