@@ -8,10 +8,11 @@ use serde_json::json;
 use support::answer::{Answer, Gate};
 use support::body::Body;
 use support::client::Response;
+use support::clock::Clock;
 use support::names;
 use support::origin::{Origin, fresh_body};
 use support::proxy::{Proxy, Setup};
-use support::registry::blob_path;
+use support::registry::{blob_path, manifest_path};
 use support::wait_until;
 
 fn verifying() -> Setup {
@@ -347,4 +348,136 @@ fn clients_to_be_fetched_for_never_make_more_than_one_fill() {
             client.join().expect("a client").assert_is(&body);
         }
     });
+}
+
+fn head(proxy: &Proxy, origin: &Origin, path: &str) -> Response {
+    let mut client = proxy.client(origin);
+    client.start("HEAD", &origin.url(path), &[]);
+    let head = client.head();
+    client.rest("HEAD", head)
+}
+
+#[test]
+fn head_speaks_for_no_other_repository_than_the_bytes_came_from() {
+    for access in ["verify", "trust"] {
+        let setup = Setup::new().with(json!({ "cache": { "access": access } }));
+        let proxy = setup.start();
+        let (origin, other) = (Origin::https(names::REGISTRY), Origin::https(names::SECOND));
+        let (body, own) = (fresh_body(50_000), fresh_body(1_000));
+        let path = blob_path("team/a", &body);
+        origin.get(&path, registry(Answer::ok(&body)));
+        proxy.get(&origin, &path).assert_is(&body);
+        for (origin, repo) in [(&origin, "team/b"), (&other, "team/a")] {
+            // Both are for everybody, so that nothing but the blob's absence keeps it from anybody.
+            let public = blob_path(repo, &own);
+            origin.get(&public, registry(Answer::ok(&own)));
+            proxy.get(origin, &public).assert_is(&own);
+            let elsewhere = blob_path(repo, &body);
+            let unknown = registry(Answer::status(404, "")).with("X-Said-By", repo);
+            origin.on("HEAD", &elsewhere, unknown);
+            let said = head(&proxy, origin, &elsewhere);
+            assert_eq!((said.status, said.field("X-Said-By")), (404, Some(repo)), "{access}");
+            said.assert_not_hit();
+            assert_eq!(origin.count("HEAD", &elsewhere), 1, "{access}");
+        }
+        head(&proxy, &origin, &path).assert_hit();
+    }
+}
+
+#[test]
+fn a_manifest_stored_from_another_repository_lists_nothing_in_this_one() {
+    let setup = verifying();
+    let proxy = setup.start();
+    let origin = Origin::https(names::REGISTRY);
+    let secret = fresh_body(100_000);
+    let hidden = private(&origin, "team/secret", &secret, OTHERS);
+    ask(&proxy, &origin, &hidden, OTHERS).assert_is(&secret);
+    let kind = "application/vnd.oci.image.manifest.v1+json";
+    let layer = json!({ "mediaType": "application/x", "digest": secret.digest(), "size": 100_000 });
+    let manifest = json!({
+        "schemaVersion": 2, "mediaType": kind, "config": layer, "layers": [layer],
+    });
+    let manifest = Body::bytes(manifest.to_string());
+    let stored = manifest_path("team/secret", &manifest);
+    let answer = || registry(Answer::ok(&manifest)).with("Content-Type", kind);
+    origin.get(&stored, answer().wants(OTHERS, CHALLENGE));
+    ask(&proxy, &origin, &stored, OTHERS).assert_is(&manifest);
+    // A registry that takes manifests without their blobs has it here too.
+    let mine = manifest_path("me/own", &manifest);
+    origin.on("HEAD", &mine, answer().bodiless().wants(MINE, CHALLENGE));
+    ask(&proxy, &origin, &mine, MINE).assert_hit();
+    let through = blob_path("me/own", &secret);
+    for method in ["GET", "HEAD"] {
+        origin.on(method, &through, registry(Answer::status(404, "unknown")));
+    }
+    let refused = ask(&proxy, &origin, &through, MINE);
+    assert_eq!(refused.status, 404);
+    refused.assert_not_hit();
+}
+
+#[test]
+fn nobody_waits_for_what_another_registry_is_still_sending() {
+    let setup = verifying();
+    let proxy = setup.start();
+    let (good, evil) = (Origin::https(names::REGISTRY), Origin::https(names::SECOND));
+    let own = fresh_body(1_000);
+    let public = blob_path("team/public", &own);
+    good.get(&public, registry(Answer::ok(&own)));
+    // Both repositories are for everybody: rights keep nobody from the evil one's bytes.
+    proxy.get(&good, &public).assert_is(&own);
+    for gated_at in [Some(0), Some(400_000)] {
+        let body = fresh_body(1_000_000);
+        let path = blob_path("team/public", &body);
+        good.get(&path, registry(Answer::ok(&body)));
+        let gate = Gate::new();
+        let wrong = registry(Answer::ok(&body)).corrupt_at(500_000);
+        evil.get(
+            &path,
+            match gated_at {
+                None => wrong.gate_head(&gate),
+                Some(at) => wrong.gate_at(at, &gate),
+            },
+        );
+        let mut victim = proxy.client(&evil);
+        victim.start("GET", &path, &[]);
+        gate.wait_arrivals(1);
+        let fetched = proxy.get(&good, &path);
+        fetched.assert_is(&body);
+        fetched.assert_not_hit();
+        gate.open();
+        let head = victim.head();
+        assert!(victim.rest("GET", head).whole.is_err(), "the evil registry's own client");
+        proxy.get(&good, &path).assert_is(&body);
+        proxy.get(&good, &path).assert_hit();
+    }
+}
+
+#[test]
+fn what_was_proven_a_day_ago_counts_no_longer_when_the_registry_is_down() {
+    const HOUR: i64 = 3600;
+    let (setup, clock) = Clock::of(verifying());
+    let proxy = setup.start();
+    let origin = Origin::http(names::REGISTRY);
+    let (secret, open) = (fresh_body(100_000), fresh_body(100_000));
+    let hidden = private(&origin, "team/app", &secret, MINE);
+    let public = public(&origin, &open);
+    ask(&proxy, &origin, &hidden, MINE).assert_is(&secret);
+    proxy.get(&origin, &public).assert_is(&open);
+    origin.stop();
+    let own_error = |path: &str, authorization: &str| {
+        ask(&proxy, &origin, path, authorization).assert_own_error(&[503]);
+    };
+    // Grants hold for minutes, and what is public for hours: beyond that only as long as nobody
+    // can be asked.
+    for hours in [0, 23] {
+        clock.set(hours * HOUR);
+        ask(&proxy, &origin, &hidden, MINE).assert_hit();
+        ask(&proxy, &origin, &public, OTHERS).assert_hit();
+        proxy.get(&origin, &public).assert_hit();
+        own_error(&hidden, OTHERS);
+    }
+    clock.set(25 * HOUR);
+    own_error(&hidden, MINE);
+    own_error(&public, OTHERS);
+    proxy.get(&origin, &public).assert_own_error(&[503]);
 }
