@@ -425,7 +425,7 @@ fn nobody_waits_for_what_another_registry_is_still_sending() {
     good.get(&public, registry(Answer::ok(&own)));
     // Both repositories are for everybody: rights keep nobody from the evil one's bytes.
     proxy.get(&good, &public).assert_is(&own);
-    for gated_at in [Some(0), Some(400_000)] {
+    for gated_at in [None, Some(0), Some(400_000)] {
         let body = fresh_body(1_000_000);
         let path = blob_path("team/public", &body);
         good.get(&path, registry(Answer::ok(&body)));

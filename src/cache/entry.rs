@@ -18,6 +18,10 @@ use crate::key::Key;
 /// Bytes at the end of a body that no reader sees before its digest agrees and it is stored.
 pub const HELD_BACK: u64 = 16 * 1024;
 
+/// Who fills an entry, by a name that is opaque here. Whoever joins a fill knows it before there is
+/// a head.
+pub type Filler = [u8; 16];
+
 /// The bytes of an entry and what goes with them.
 #[derive(Debug)]
 pub struct Body {
@@ -62,6 +66,7 @@ pub enum Phase {
 #[derive(Debug)]
 pub struct Entry {
     key: Key,
+    filler: Filler,
     shared: Mutex<Shared>,
 }
 
@@ -74,24 +79,29 @@ struct Shared {
 }
 
 impl Entry {
-    /// An entry whose lease has just been given out.
-    pub(super) fn pending(key: Key) -> Arc<Entry> {
-        Entry::with(key, Phase::Pending)
+    /// An entry whose lease has just been given out to `filler`.
+    pub(super) fn pending(key: Key, filler: Filler) -> Arc<Entry> {
+        Entry::with(key, filler, Phase::Pending)
     }
 
     /// An entry whose bytes are all there and stored.
     pub(super) fn complete(key: Key, body: Arc<Body>, len: u64) -> Arc<Entry> {
-        Entry::with(key, Phase::Complete { body, len })
+        Entry::with(key, Filler::default(), Phase::Complete { body, len })
     }
 
-    fn with(key: Key, phase: Phase) -> Arc<Entry> {
+    fn with(key: Key, filler: Filler, phase: Phase) -> Arc<Entry> {
         let shared = Shared { phase, waiting: Vec::new(), vacant: Vec::new(), doomed: false };
-        Arc::new(Entry { key, shared: Mutex::new(shared) })
+        Arc::new(Entry { key, filler, shared: Mutex::new(shared) })
     }
 
     /// What names this entry.
     pub fn key(&self) -> &Key {
         &self.key
+    }
+
+    /// Who fills it; says nothing once it is stored.
+    pub(super) fn filler(&self) -> Filler {
+        self.filler
     }
 
     /// How far it is now.
@@ -207,7 +217,7 @@ mod tests {
     }
 
     fn entry() -> Arc<Entry> {
-        Entry::pending(Key::Url([0; 32]))
+        Entry::pending(Key::Url([0; 32]), Filler::default())
     }
 
     #[test]

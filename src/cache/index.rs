@@ -416,11 +416,11 @@ mod tests {
     #[test]
     fn a_doomed_fill_makes_room_for_another() {
         let mut index = Index::new(4);
-        let first = Entry::pending(key(1));
+        let first = Entry::pending(key(1), [0; 16]);
         index.start_fill(Arc::clone(&first));
         index.doom_fill(&key(1));
         assert!(first.is_doomed());
-        let second = Entry::pending(key(1));
+        let second = Entry::pending(key(1), [0; 16]);
         index.start_fill(Arc::clone(&second));
         index.end_fill(&first);
         assert!(matches!(index.lookup(&key(1), 0), Found::Filling(_)));

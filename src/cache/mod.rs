@@ -27,7 +27,7 @@ use thiserror::Error;
 
 use self::disk::Disk;
 use self::entry::Entry;
-pub use self::entry::{Body, HELD_BACK};
+pub use self::entry::{Body, Filler, HELD_BACK};
 use self::fill::Slot;
 pub use self::fill::{Committed, Fill, Lease};
 use self::index::{Found, Index};
@@ -214,10 +214,10 @@ impl Cache {
         result.map(|()| seen.len())
     }
 
-    /// Finds `key`, or gives out the lease to fill it.
-    pub async fn lookup(&self, key: &Key) -> Result<Lookup, CacheError> {
+    /// Finds `key`, or gives `filler` the lease to fill it.
+    pub async fn lookup(&self, key: &Key, filler: Filler) -> Result<Lookup, CacheError> {
         for _ in 0..LOOKUPS_MAX {
-            match self.look(key) {
+            match self.look(key, filler) {
                 Looked::Settled(lookup) => return Ok(lookup),
                 Looked::Open(entry) if entry.is_intact() => {
                     return Ok(Lookup::Hit(Reader::new(entry)));
@@ -226,7 +226,7 @@ impl Cache {
                     if let Some(entry) = self.load(key).await? {
                         return Ok(Lookup::Hit(Reader::new(entry)));
                     }
-                    if let Some(lookup) = self.lease(key) {
+                    if let Some(lookup) = self.lease(key, filler) {
                         return Ok(lookup);
                     }
                 }
@@ -248,11 +248,11 @@ impl Cache {
     }
 
     /// Gives out a lease though there may be an entry: its bytes will take the old one's place.
-    pub fn refill(&self, key: &Key) -> Result<Lease, NoLease> {
+    pub fn refill(&self, key: &Key, filler: Filler) -> Result<Lease, NoLease> {
         let mut index = self.inner.index();
         match index.is_filling(key) {
             true => Err(NoLease::Taken),
-            false => self.give_lease(&mut index, key).ok_or(NoLease::Crowded),
+            false => self.give_lease(&mut index, key, filler).ok_or(NoLease::Crowded),
         }
     }
 
@@ -304,7 +304,7 @@ impl Cache {
         self.janitor.stop();
     }
 
-    fn look(&self, key: &Key) -> Looked {
+    fn look(&self, key: &Key, filler: Filler) -> Looked {
         let scanning = self.inner.scanning.load(Ordering::Acquire);
         let mut index = self.inner.index();
         match index.lookup(key, now_ms()) {
@@ -312,31 +312,31 @@ impl Cache {
             Found::Filling(entry) => Looked::Settled(Lookup::Join(Reader::new(entry))),
             Found::Closed => Looked::OnDisk,
             Found::Absent if scanning => Looked::OnDisk,
-            Found::Absent => Looked::Settled(self.miss(&mut index, key)),
+            Found::Absent => Looked::Settled(self.miss(&mut index, key, filler)),
         }
     }
 
     /// The lease for a key that is not on disk, unless somebody was quicker.
-    fn lease(&self, key: &Key) -> Option<Lookup> {
+    fn lease(&self, key: &Key, filler: Filler) -> Option<Lookup> {
         let mut index = self.inner.index();
         match index.lookup(key, now_ms()) {
-            Found::Absent => Some(self.miss(&mut index, key)),
+            Found::Absent => Some(self.miss(&mut index, key, filler)),
             Found::Filling(entry) => Some(Lookup::Join(Reader::new(entry))),
             Found::Open(_) | Found::Closed => None,
         }
     }
 
-    fn miss(&self, index: &mut Index, key: &Key) -> Lookup {
-        self.give_lease(index, key).map_or(Lookup::Crowded, Lookup::Miss)
+    fn miss(&self, index: &mut Index, key: &Key, filler: Filler) -> Lookup {
+        self.give_lease(index, key, filler).map_or(Lookup::Crowded, Lookup::Miss)
     }
 
     /// The lease for a key, unless there are as many already as there may be.
-    fn give_lease(&self, index: &mut Index, key: &Key) -> Option<Lease> {
+    fn give_lease(&self, index: &mut Index, key: &Key, filler: Filler) -> Option<Lease> {
         let Some(slot) = Slot::take(&self.inner) else {
             Stats::add(&self.inner.stats.limited_fills, 1);
             return None;
         };
-        let entry = Entry::pending(key.clone());
+        let entry = Entry::pending(key.clone(), filler);
         index.start_fill(Arc::clone(&entry));
         Some(Lease::new(self.clone(), entry, slot))
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use super::Failure;
-use super::entry::{Body, Entry, Phase, Slot};
+use super::entry::{Body, Entry, Filler, Phase, Slot};
 use crate::key::Key;
 
 /// A stretch of the entry's file that may be sent now.
@@ -56,6 +56,11 @@ impl Reader {
     /// What names the entry.
     pub fn key(&self) -> &Key {
         self.entry.key()
+    }
+
+    /// Who fills the entry, where somebody does.
+    pub fn filler(&self) -> Filler {
+        self.entry.filler()
     }
 
     /// Waits for the head.

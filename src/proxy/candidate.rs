@@ -82,7 +82,7 @@ pub async fn get_request(
         }
     };
     for _ in 0..LOOKUPS_MAX {
-        match worker.cache.lookup(key).await {
+        match worker.cache.lookup(key, request.repository().registry()).await {
             Ok(Lookup::Hit(reader)) => match stored_head(&reader) {
                 Some((seen, stored, source)) if fits(request, &stored, source.as_ref()) => {
                     let gate = may_have(worker, request, key, source.as_ref()).await;
@@ -141,6 +141,11 @@ async fn await_head(
     key: &Key,
     mut reader: Reader,
 ) -> Option<Result<(), End>> {
+    if worker.access.is_some() && reader.filler() != request.repository().registry() {
+        // What another registry is still sending, or has not begun to, is proven by nothing: it
+        // could be anything, and take any time.
+        return Some(pass_miss(worker, client, request, "other-registry").await);
+    }
     Stats::add(&worker.stats.coalesced, 1);
     Some(match reader.head().await {
         Ok(_) => join(worker, client, request, key, reader).await,
@@ -158,7 +163,7 @@ async fn refill(
     key: &Key,
     digest: Option<Digest>,
 ) -> Result<(), End> {
-    match worker.cache.refill(key) {
+    match worker.cache.refill(key, request.repository().registry()) {
         Ok(lease) => Box::pin(miss(worker, client, request, digest, lease)).await,
         Err(NoLease::Taken) => pass_miss(worker, client, request, "refilling").await,
         Err(NoLease::Crowded) => pass_miss(worker, client, request, CROWDED).await,
@@ -194,13 +199,6 @@ async fn join(
     let Some((seen, stored, source)) = stored_head(&reader) else {
         return pass_miss(worker, client, request, "unsettled").await;
     };
-    if worker.access.is_some()
-        && matches!(key, Key::Digest(_))
-        && !source.is_some_and(|source| source.shares_registry(request.repository()))
-    {
-        // Nothing is proven yet, and a registry may be slow on purpose.
-        return pass_miss(worker, client, request, "other-registry").await;
-    }
     match may_have(worker, request, key, source.as_ref()).await {
         Gate::Public | Gate::Open => {}
         Gate::Fetch => return pass_miss(worker, client, request, "private").await,

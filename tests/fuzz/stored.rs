@@ -79,7 +79,7 @@ impl Shelf {
 
 /// The cache's own look-up.
 pub fn look(shelf: &Shelf, key: &Key) -> Option<Found> {
-    let lookup = shelf.runtime.borrow_mut().block_on(shelf.cache.lookup(key));
+    let lookup = shelf.runtime.borrow_mut().block_on(shelf.cache.lookup(key, [0; 16]));
     match lookup.expect("no file system fails here") {
         Lookup::Hit(reader) => {
             let seen = reader.glance().expect("a hit is complete");

@@ -36,7 +36,7 @@ fn generation_of(body: &Body) -> usize {
 async fn look_up(world: &World, key: usize) -> Option<(Lookup, Option<usize>)> {
     let work = Rc::new(Work::Load(key, Cell::new(Loaded::NotYet)));
     let Work::Load(_, found) = &*work else { return None };
-    let mut future = pin!(world.cache.lookup(&world.keys[key]));
+    let mut future = pin!(world.cache.lookup(&world.keys[key], [0; 16]));
     let (mut first, mut loads) = (true, 0);
     poll_fn(|cx| {
         let loaded = found.replace(Loaded::NotYet);
@@ -139,7 +139,7 @@ pub async fn peeker(world: Rc<World>, key: usize) {
 
 /// Fills a key though it may be stored.
 pub async fn refiller(world: Rc<World>, key: usize) {
-    let lease = world.cache.refill(&world.keys[key]).ok();
+    let lease = world.cache.refill(&world.keys[key], [0; 16]).ok();
     let filling = world.model.borrow().filling(key);
     let right = lease.is_some() == filling.is_none();
     world.expect(right, || format!("a second lease for key {key}, or none though none is out"));

@@ -35,8 +35,12 @@ impl RepositoryId {
         RepositoryId { registry: hash(registry.as_bytes()), place: hash(place.as_bytes()) }
     }
 
-    /// Whether both are of one registry. What another registry is still sending is proven by
-    /// nothing yet, so nobody waits for it: it could be anything, and take any time.
+    /// The registry: a name for no more than comparing.
+    pub fn registry(&self) -> [u8; 16] {
+        self.registry
+    }
+
+    /// Whether both are of one registry.
     pub fn shares_registry(&self, other: &RepositoryId) -> bool {
         self.registry == other.registry
     }
