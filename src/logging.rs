@@ -1,16 +1,23 @@
-//! Log output: text or JSON, to standard output or to a file that can be reopened.
+//! Log output: text or JSON, to standard output or to a file that is put aside when it is large
+//! and can be reopened. In the journal, a line has the journal's own time and priority.
 //!
 //! Lines are written by a thread of their own through a bounded queue; what does not fit is dropped
 //! rather than waited for.
 
-use std::fs::{File, OpenOptions};
+use std::fmt;
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, IsTerminal, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use tracing::level_filters::LevelFilter;
+use tracing::{Event, Subscriber};
 use tracing_appender::non_blocking::{NonBlocking, WorkerGuard};
+use tracing_subscriber::fmt::FmtContext;
+use tracing_subscriber::fmt::format::{self, FormatEvent, FormatFields, Writer};
+use tracing_subscriber::registry::LookupSpan;
 
 use crate::config::{Format, Level, Logging};
 
@@ -27,9 +34,8 @@ impl LogOutput {
         let (writer, guard) = match &config.file {
             None => tracing_appender::non_blocking(io::stdout()),
             Some(path) => {
-                let file = open(path)?;
-                let (path, reopen) = (path.clone(), Arc::clone(&reopen));
-                tracing_appender::non_blocking(LogFile { path, file, reopen })
+                let file = LogFile::open(config, path, Arc::clone(&reopen))?;
+                tracing_appender::non_blocking(file)
             }
         };
         let colour = config.file.is_none() && io::stdout().is_terminal();
@@ -51,35 +57,133 @@ fn subscribe(config: &Logging, writer: NonBlocking, colour: bool) {
         Level::Debug => LevelFilter::DEBUG,
         Level::Trace => LevelFilter::TRACE,
     };
-    let builder = tracing_subscriber::fmt()
-        .with_max_level(level)
-        .with_writer(writer)
-        .with_target(false)
-        .with_ansi(colour);
+    let builder =
+        tracing_subscriber::fmt().with_max_level(level).with_writer(writer).with_ansi(colour);
     match config.format {
-        Format::Text => builder.init(),
-        Format::Json => builder.json().flatten_event(true).init(),
+        Format::Text if config.file.is_none() && is_journal() => builder
+            .without_time()
+            .with_level(false)
+            .map_event_format(|line| Lines::new(line, true))
+            .init(),
+        Format::Text => builder.map_event_format(|line| Lines::new(line, false)).init(),
+        Format::Json => builder
+            .json()
+            .flatten_event(true)
+            .map_event_format(|line| Lines::new(line, false))
+            .init(),
+    }
+}
+
+/// Whether standard output leads to the journal (systemd.exec(5), `JOURNAL_STREAM`).
+fn is_journal() -> bool {
+    let stream = std::env::var("JOURNAL_STREAM");
+    let output = fs::metadata("/proc/self/fd/1");
+    matches!((stream, output), (Ok(stream), Ok(output))
+        if stream == format!("{}:{}", output.dev(), output.ino()))
+}
+
+/// Lines of the access log show their target; that of all others is of no use to who reads them.
+struct Lines<F, T> {
+    access: format::Format<F, T>,
+    other: format::Format<F, T>,
+    /// Whether each begins with its priority (sd-daemon(3)).
+    priority: bool,
+}
+
+impl<F: Clone, T: Clone> Lines<F, T> {
+    fn new(line: format::Format<F, T>, priority: bool) -> Lines<F, T> {
+        Lines { access: line.clone().with_target(true), other: line.with_target(false), priority }
+    }
+}
+
+impl<S, N, F, T> FormatEvent<S, N> for Lines<F, T>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+    format::Format<F, T>: FormatEvent<S, N>,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
+        let metadata = event.metadata();
+        if self.priority {
+            let priority = match *metadata.level() {
+                tracing::Level::ERROR => 3,
+                tracing::Level::WARN => 4,
+                tracing::Level::INFO => 6,
+                tracing::Level::DEBUG | tracing::Level::TRACE => 7,
+            };
+            write!(writer, "<{priority}>")?;
+        }
+        match metadata.target() {
+            "access" => self.access.format_event(context, writer, event),
+            _ => self.other.format_event(context, writer, event),
+        }
     }
 }
 
 struct LogFile {
     path: PathBuf,
     file: File,
+    size: u64,
+    max_size: u64,
+    keep: u32,
     reopen: Arc<AtomicBool>,
+}
+
+impl LogFile {
+    fn open(config: &Logging, path: &Path, reopen: Arc<AtomicBool>) -> io::Result<LogFile> {
+        let file = open(path)?;
+        let size = file.metadata()?.len();
+        let (path, max_size, keep) = (path.to_owned(), config.max_size, config.keep);
+        Ok(LogFile { path, file, size, max_size, keep, reopen })
+    }
+
+    /// The name of the `n`th file put aside, the youngest being the first.
+    fn old(&self, n: u32) -> PathBuf {
+        let mut name = self.path.clone().into_os_string();
+        name.push(format!(".{n}"));
+        name.into()
+    }
+
+    fn put_aside(&self) -> io::Result<()> {
+        for n in (1..self.keep).rev() {
+            match fs::rename(self.old(n), self.old(n + 1)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        fs::rename(&self.path, self.old(1))
+    }
+
+    fn begin_anew(&mut self) -> io::Result<()> {
+        self.file = open(&self.path)?;
+        self.size = self.file.metadata()?.len();
+        Ok(())
+    }
 }
 
 impl Write for LogFile {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        if self.reopen.swap(false, Ordering::AcqRel) {
-            match open(&self.path) {
-                Ok(file) => self.file = file,
+        let is_full = self.max_size > 0
+            && self.size > 0
+            && self.size.saturating_add(buf.len() as u64) > self.max_size;
+        let moved = self.reopen.swap(false, Ordering::AcqRel);
+        if is_full || moved {
+            let aside = if is_full && !moved { self.put_aside() } else { Ok(()) };
+            if let Err(error) = aside.and_then(|()| self.begin_anew()) {
                 // On the way to the log itself: standard error is what is left.
-                Err(error) => {
-                    let _ = writeln!(io::stderr(), "the log file stays the old one: {error}");
-                }
+                let _ = writeln!(io::stderr(), "the log file stays the old one: {error}");
+                // Not to be tried again at each line.
+                self.size = 0;
             }
         }
-        self.file.write(buf)
+        let written = self.file.write(buf)?;
+        self.size += written as u64;
+        Ok(written)
     }
 
     fn flush(&mut self) -> io::Result<()> {

@@ -33,7 +33,7 @@ use crate::config::{self, Config, ConfigError};
 use crate::http::HeadLimits;
 use crate::net::{Ca, CaError, DialOptions, Dialer, Resolver, UpstreamTls, race};
 use crate::policy::{Listeners, Policy};
-use crate::proxy::{self, Access, Asking, Drain, Limits, Pseudonym, Users, Worker};
+use crate::proxy::{self, Access, Asking, Drain, Limits, Pseudonym, RequestIds, Users, Worker};
 use crate::stats::Stats;
 use crate::sys;
 
@@ -476,6 +476,8 @@ fn worker(shared: &Shared, drain: &Rc<Drain>) -> Worker {
         listeners: Listeners { bound: shared.listeners.clone() },
         pseudonym: Arc::clone(&shared.pseudonym),
         drain: Rc::clone(drain),
+        request_ids: RequestIds::default(),
+        access_log: config.logging.access,
     }
 }
 

@@ -6,26 +6,50 @@ use std::time::Duration;
 
 use hdrhistogram::Histogram;
 
-/// How a request was answered, as far as latencies go.
+/// What became of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// From a stored entry.
+    /// Answered from a stored entry.
     Hit,
-    /// From a fill that this request began or joined.
+    /// A candidate that went upstream.
     Miss,
-    /// From upstream, past the cache.
-    Pass,
+    /// A candidate that joined the fill of another.
+    Joined,
+    /// No candidate: answered from upstream, past the cache.
+    Passed,
+    /// A CONNECT that was relayed as bytes.
+    Tunnelled,
+    /// A CONNECT whose TLS was opened.
+    Intercepted,
+    /// Not in order, or not allowed.
+    Refused,
+    /// For the proxy itself.
+    Own,
 }
 
-const OUTCOMES: [Outcome; 3] = [Outcome::Hit, Outcome::Miss, Outcome::Pass];
+const OUTCOMES: [Outcome; 8] = [
+    Outcome::Hit,
+    Outcome::Miss,
+    Outcome::Joined,
+    Outcome::Passed,
+    Outcome::Tunnelled,
+    Outcome::Intercepted,
+    Outcome::Refused,
+    Outcome::Own,
+];
 
 impl Outcome {
-    /// The name in statistics.
+    /// The name in statistics and logs.
     pub fn as_str(self) -> &'static str {
         match self {
             Outcome::Hit => "hit",
             Outcome::Miss => "miss",
-            Outcome::Pass => "pass",
+            Outcome::Joined => "joined",
+            Outcome::Passed => "passed",
+            Outcome::Tunnelled => "tunnelled",
+            Outcome::Intercepted => "intercepted",
+            Outcome::Refused => "refused",
+            Outcome::Own => "own",
         }
     }
 }
@@ -177,10 +201,10 @@ mod tests {
         for us in 1..=100 {
             stats.observe(Outcome::Hit, Duration::from_micros(us));
         }
-        stats.observe(Outcome::Pass, Duration::from_secs(3600));
+        stats.observe(Outcome::Passed, Duration::from_secs(3600));
         let all: Vec<_> = stats.latencies().collect();
         assert_eq!((all[0].1[0], all[0].2), (50, 100));
         assert_eq!(all[1].2, 0);
-        assert!(all[2].1[0] >= 59_000_000);
+        assert!(all[Outcome::Passed as usize].1[0] >= 59_000_000);
     }
 }

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::{Access, Cache, Format, Ktls, Level, Limits, Logging, Proxy, Tls, Upstream};
+use super::{Access, AccessLog, Cache, Format, Ktls, Level, Limits, Logging, Proxy, Tls, Upstream};
 
 /// FIELD survey of registries; CDN and token hosts need no interception.
 const WELL_KNOWN_REGISTRIES: &[&str] = &[
@@ -125,7 +125,14 @@ impl Default for Upstream {
 
 impl Default for Logging {
     fn default() -> Logging {
-        Logging { level: Level::Info, format: Format::Text, file: None }
+        Logging {
+            level: Level::Info,
+            format: Format::Text,
+            file: None,
+            access: AccessLog::On,
+            max_size: 0,
+            keep: 5,
+        }
     }
 }
 

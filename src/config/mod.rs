@@ -238,6 +238,23 @@ pub struct Logging {
     pub format: Format,
     /// The file; `None` is standard output.
     pub file: Option<PathBuf>,
+    /// Which requests get a line.
+    pub access: AccessLog,
+    /// Bytes at which the file is put aside for a new one; 0: never.
+    pub max_size: u64,
+    /// Files put aside that are kept.
+    pub keep: u32,
+}
+
+/// Key `logging.access`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AccessLog {
+    /// All of them.
+    On,
+    /// Those that were refused, failed or broke off.
+    Errors,
+    /// None.
+    Off,
 }
 
 /// Key `logging.level`.

@@ -4,8 +4,8 @@ use std::fmt::{Display, Write};
 use std::path::Path;
 
 use super::{
-    Access, Allowlist, Cache, Config, Format, HeaderField, HeaderRule, Ktls, Level, Limits,
-    Logging, PinRule, Proxy, Tls, Upstream, value,
+    Access, AccessLog, Allowlist, Cache, Config, Format, HeaderField, HeaderRule, Ktls, Level,
+    Limits, Logging, PinRule, Proxy, Tls, Upstream, value,
 };
 
 const MASK: &str = "***";
@@ -135,6 +135,16 @@ fn logging(out: &mut Out, logging: &Logging) {
         },
     );
     out.path("file", logging.file.as_deref().unwrap_or(Path::new("")));
+    out.bare(
+        "access",
+        match logging.access {
+            AccessLog::On => "on",
+            AccessLog::Errors => "errors",
+            AccessLog::Off => "off",
+        },
+    );
+    out.bare("max_size", value::size_text(logging.max_size));
+    out.bare("keep", logging.keep);
 }
 
 fn limits(out: &mut Out, limits: &Limits) {

@@ -17,8 +17,9 @@ use super::error::{ConfigError, Place, Places, quoted};
 use super::pattern::{self, HostPattern};
 use super::tree::{self, Entry, Node, Value};
 use super::{
-    Access, Allowlist, Cache, Config, DEFAULT_FILE, Format, HeaderField, HeaderRule, Ktls, Level,
-    Limits, Logging, PinRule, Proxy, Secret, Tls, Upstream, header, parent, pin, ports, value,
+    Access, AccessLog, Allowlist, Cache, Config, DEFAULT_FILE, Format, HeaderField, HeaderRule,
+    Ktls, Level, Limits, Logging, PinRule, Proxy, Secret, Tls, Upstream, header, parent, pin,
+    ports, value,
 };
 
 /// A configuration larger than this is some other file.
@@ -26,6 +27,9 @@ const FILE_BYTES: u64 = 1 << 20;
 
 /// A wait longer than this is a mistake; clocks can add it to any time.
 const DAY: Duration = Duration::from_secs(24 * 3600);
+
+/// Old log files beyond what anybody reads.
+const KEEP: u32 = 1000;
 
 /// Threads beyond any machine this runs on.
 const WORKERS: usize = 1024;
@@ -65,7 +69,7 @@ pub(super) const SECTIONS: &[(&str, &[&str])] = &[
     ("upstream", &["connect_timeout", "read_timeout", "retries", "proxy", "no_proxy"]),
     ("headers", &[]),
     ("allowlist", &["enabled", "domains", "ips"]),
-    ("logging", &["level", "format", "file"]),
+    ("logging", &["level", "format", "file", "access", "max_size", "keep"]),
     (
         "limits",
         &[
@@ -346,7 +350,16 @@ fn logging(out: &mut Logging, key: &str, at: &At) -> Result<(), ConfigError> {
     match key {
         "level" => out.level = at.one_of(LEVELS)?,
         "format" => out.format = at.one_of(&[("text", Format::Text), ("json", Format::Json)])?,
-        _ => out.file = at.path_or_none()?,
+        "file" => out.file = at.path_or_none()?,
+        "max_size" => out.max_size = at.size(0, u64::MAX)?,
+        "keep" => out.keep = at.number(1..=KEEP)?,
+        _ => {
+            out.access = at.one_of(&[
+                ("on", AccessLog::On),
+                ("errors", AccessLog::Errors),
+                ("off", AccessLog::Off),
+            ])?;
+        }
     }
     Ok(())
 }

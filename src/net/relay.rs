@@ -21,12 +21,12 @@ pub struct Relayed {
 ///
 /// A direction may be silent for as long as the other one is not: each connection's patience is an
 /// idle limit of the pair, checked through `progress`.
-pub async fn relay(client: &Conn, upstream: &Conn) -> Result<Relayed, NetError> {
+pub async fn relay(client: &Conn, upstream: &Conn) -> (Relayed, Result<(), NetError>) {
     let (up, down) = (std::cell::Cell::new(0), std::cell::Cell::new(0));
     let moved = || up.get() + down.get();
     let result =
         both(copy(client, upstream, &up, &moved), copy(upstream, client, &down, &moved)).await;
-    result.map(|_| Relayed { up: up.get(), down: down.get() })
+    (Relayed { up: up.get(), down: down.get() }, result.map(drop))
 }
 
 async fn copy(

@@ -101,7 +101,7 @@ pub fn pass_request(request: &mut Fields) {
 /// alone, and what only this proxy says.
 pub fn pass_response(answer: &mut Fields) {
     answer.strip_hop_by_hop();
-    answer.retain(|name, _| !is_one_of(name, &["x-cache", "x-cache-date"]));
+    answer.retain(|name, _| !is_one_of(name, &["x-cache", "x-cache-date", "x-request-id"]));
 }
 
 /// Takes off a request what is meant for the host it was first sent to, before it follows a

@@ -3,6 +3,8 @@
 
 use serde::Serialize;
 
+use super::record::REQUEST_ID;
+use super::session::Client;
 use crate::http::Version;
 use crate::net::{Conn, NetError, ParentFault};
 
@@ -28,6 +30,12 @@ struct Body<'a> {
 struct Error<'a> {
     code: &'a str,
     message: &'a str,
+    detail: Detail<'a>,
+}
+
+#[derive(Serialize)]
+struct Detail<'a> {
+    request_id: &'a str,
 }
 
 impl Answer {
@@ -69,38 +77,45 @@ impl Answer {
         Answer::new(status, code, message)
     }
 
-    fn body(&self) -> Vec<u8> {
-        let errors = [Error { code: self.code, message: &self.message }];
+    fn body(&self, request_id: &str) -> Vec<u8> {
+        let detail = Detail { request_id };
+        let errors = [Error { code: self.code, message: &self.message, detail }];
         serde_json::to_vec(&Body { errors }).unwrap_or_default()
     }
 
     /// Sends it. `with_body` is false for answers to HEAD.
     pub async fn send(
         &self,
-        conn: &Conn,
+        client: &Client,
         version: Version,
         keep_alive: bool,
         with_body: bool,
     ) -> Result<(), NetError> {
-        let body = self.body();
+        let body = self.body(client.record.id().as_str());
         let (status, extra) = (self.status, self.extra);
         let reply = Reply { status, kind: "application/json", body: &body, extra };
-        reply.send(conn, version, keep_alive, with_body).await
+        reply.send_to(client, version, keep_alive, with_body).await
     }
 
     /// Sends it as the answer to a CONNECT: Go clients show nothing but the status line.
-    pub async fn send_to_connect(&self, conn: &Conn) -> Result<(), NetError> {
-        let body = self.body();
+    pub async fn send_to_connect(&self, client: &Client) -> Result<(), NetError> {
+        let record = &client.record;
+        let id = record.id();
+        let body = self.body(id.as_str());
+        record.answered(self.status);
         let words: String =
             self.message.chars().map(|c| if c.is_ascii_graphic() { c } else { ' ' }).collect();
         let head = format!(
             "HTTP/1.1 {} {words}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\
-             {}Connection: close\r\n\r\n",
+             {REQUEST_ID}: {}\r\n{}Connection: close\r\n\r\n",
             self.status,
             body.len(),
+            id.as_str(),
             self.extra
         );
-        conn.write_parts(&[head.as_bytes(), &body], false).await
+        client.conn.write_parts(&[head.as_bytes(), &body], false).await?;
+        record.sent(body.len() as u64);
+        Ok(())
     }
 }
 
@@ -127,6 +142,23 @@ pub struct Reply<'a> {
 }
 
 impl Reply<'_> {
+    /// Sends it to a client of the proxy, with the id of its request.
+    pub async fn send_to(
+        &self,
+        client: &Client,
+        version: Version,
+        keep_alive: bool,
+        with_body: bool,
+    ) -> Result<(), NetError> {
+        let record = &client.record;
+        let extra = format!("{}{REQUEST_ID}: {}\r\n", self.extra, record.id().as_str());
+        record.answered(self.status);
+        let reply = Reply { extra: &extra, ..*self };
+        reply.send(&client.conn, version, keep_alive, with_body).await?;
+        record.sent(if with_body { self.body.len() as u64 } else { 0 });
+        Ok(())
+    }
+
     /// Sends it.
     pub async fn send(
         &self,

@@ -14,6 +14,7 @@ use super::exchange::Request;
 use super::fetch::{FetchError, Fetched, Recipe};
 use super::pass;
 use super::prove::{self, Gate, SOURCE};
+use super::record::Why;
 use super::rest::{Rest, pass_rest};
 use super::session::{Client, End};
 use super::store::{store, strong_etag};
@@ -28,9 +29,6 @@ use crate::stats::{Outcome, Stats};
 
 /// Times a request looks up again because the fill it joined ended without a word.
 const LOOKUPS_MAX: usize = 4;
-
-/// Why a candidate passes while there are `limits.max_fills` fills.
-const CROWDED: &str = "max-fills";
 
 /// HEAD of a candidate: from a stored entry, else from upstream; it never begins a fill.
 pub async fn head_request(
@@ -58,7 +56,8 @@ pub async fn head_request(
     // What is said of a coded body is not true of the one that a GET is given. Without room for one
     // more field it goes as the client put it.
     let _ = plain.head.fields.set("Accept-Encoding", "identity");
-    pass::pass(worker, client, &plain, "head").await
+    client.record.settle(Outcome::Miss, Why::Head, None);
+    pass::pass(worker, client, &plain).await
 }
 
 /// Whether an entry's bytes came from the repository that is asked. A push asks by HEAD what it
@@ -96,7 +95,8 @@ pub async fn get_request(
                         }
                         Gate::Fetch => {
                             missed();
-                            return refill(worker, client, request, key, digest).await;
+                            let why = Why::Private;
+                            return refill(worker, client, request, (key, digest), why).await;
                         }
                         refused => {
                             missed();
@@ -106,16 +106,18 @@ pub async fn get_request(
                 }
                 _ => {
                     missed();
-                    return refill(worker, client, request, key, digest).await;
+                    let why = Why::MediaType;
+                    return refill(worker, client, request, (key, digest), why).await;
                 }
             },
             Ok(Lookup::Miss(lease)) => {
                 missed();
-                return Box::pin(miss(worker, client, request, digest, lease)).await;
+                let why = Why::FirstTime;
+                return Box::pin(miss(worker, client, request, digest, lease, why)).await;
             }
             Ok(Lookup::Crowded) => {
                 missed();
-                return pass_miss(worker, client, request, CROWDED).await;
+                return pass_miss(worker, client, request, Why::MaxFills).await;
             }
             Ok(Lookup::Join(reader)) => {
                 missed();
@@ -130,7 +132,7 @@ pub async fn get_request(
         }
     }
     missed();
-    pass_miss(worker, client, request, "unsettled").await
+    pass_miss(worker, client, request, Why::Unsettled).await
 }
 
 /// Waits for the head of a running fill, and joins it. `None`: it ended without a word.
@@ -144,13 +146,13 @@ async fn await_head(
     if worker.access.is_some() && reader.filler() != request.repository().registry() {
         // What another registry is still sending, or has not begun to, is proven by nothing: it
         // could be anything, and take any time.
-        return Some(pass_miss(worker, client, request, "other-registry").await);
+        return Some(pass_miss(worker, client, request, Why::OtherRegistry).await);
     }
     Stats::add(&worker.stats.coalesced, 1);
     Some(match reader.head().await {
         Ok(_) => join(worker, client, request, key, reader).await,
-        Err(NoHead::Declined) => pass_miss(worker, client, request, "declined").await,
-        Err(NoHead::Failed(why)) => joined_failure(worker, client, request, &why).await,
+        Err(NoHead::Declined) => pass_miss(worker, client, request, Why::Declined).await,
+        Err(NoHead::Failed(why)) => joined_failure(client, request, &why).await,
         Err(NoHead::Abandoned) => return None,
     })
 }
@@ -160,13 +162,13 @@ async fn refill(
     worker: &Rc<Worker>,
     client: &Client,
     request: &Request,
-    key: &Key,
-    digest: Option<Digest>,
+    (key, digest): (&Key, Option<Digest>),
+    why: Why,
 ) -> Result<(), End> {
     match worker.cache.refill(key, request.repository().registry()) {
-        Ok(lease) => Box::pin(miss(worker, client, request, digest, lease)).await,
-        Err(NoLease::Taken) => pass_miss(worker, client, request, "refilling").await,
-        Err(NoLease::Crowded) => pass_miss(worker, client, request, CROWDED).await,
+        Ok(lease) => Box::pin(miss(worker, client, request, digest, lease, why)).await,
+        Err(NoLease::Taken) => pass_miss(worker, client, request, Why::Refilling).await,
+        Err(NoLease::Crowded) => pass_miss(worker, client, request, Why::MaxFills).await,
     }
 }
 
@@ -179,13 +181,7 @@ async fn hit(
     stored: &Fields,
 ) -> Result<(), End> {
     Stats::add(&worker.stats.hits, 1);
-    tracing::info!(
-        host = %request.url.host,
-        path = %request.url.path(),
-        size = seen.len,
-        "cache hit"
-    );
-    worker.stats.observe(Outcome::Hit, request.started.elapsed());
+    client.record.settle(Outcome::Hit, Why::Stored, seen.len);
     deliver(worker, client, request, (reader, seen, stored), Source::Hit).await
 }
 
@@ -197,17 +193,18 @@ async fn join(
     reader: Reader,
 ) -> Result<(), End> {
     let Some((seen, stored, source)) = stored_head(&reader) else {
-        return pass_miss(worker, client, request, "unsettled").await;
+        return pass_miss(worker, client, request, Why::Unsettled).await;
     };
     match may_have(worker, request, key, source.as_ref()).await {
         Gate::Public | Gate::Open => {}
-        Gate::Fetch => return pass_miss(worker, client, request, "private").await,
+        Gate::Fetch => return pass_miss(worker, client, request, Why::Private).await,
         refused => return shut(worker, client, request, refused).await,
     }
     if !fits(request, &stored, source.as_ref()) {
-        return pass_miss(worker, client, request, "media-type").await;
+        return pass_miss(worker, client, request, Why::MediaType).await;
     }
-    follow(worker, client, request, (reader, &seen, &stored), "collapsed").await
+    follow(worker, client, request, (reader, &seen, &stored), (Outcome::Joined, Why::Collapsed))
+        .await
 }
 
 /// Answers from a running fill, or past it where that is too far behind.
@@ -216,17 +213,17 @@ async fn follow(
     client: &Client,
     request: &Request,
     (reader, seen, stored): (Reader, &Seen, &Fields),
-    reason: &'static str,
+    (outcome, why): (Outcome, Why),
 ) -> Result<(), End> {
     let part = Part::wanted(&request.head, stored, seen.len);
     if is_far_ahead(part, seen.written)
         && let digest = digest_of(worker, request)
         && let Some(fetched) = Box::pin(fetch_part(worker, request, part, digest)).await
     {
-        log_miss(worker, request, seen.len, "far-ahead");
+        client.record.settle(Outcome::Miss, Why::FarAhead, seen.len);
         return Box::pin(pass::relay_answer(worker, client, request, fetched, None)).await;
     }
-    log_miss(worker, request, seen.len, reason);
+    client.record.settle(outcome, why, seen.len);
     deliver(worker, client, request, (reader, seen, stored), Source::Miss).await
 }
 
@@ -236,18 +233,20 @@ async fn miss(
     request: &Request,
     digest: Option<Digest>,
     lease: Lease,
+    why: Why,
 ) -> Result<(), End> {
     let recipe = request.recipe();
     let fetched = match recipe.fetch(worker, None).await {
         Ok(fetched) => fetched,
         Err(error) => {
             lease.fail(Failure::Source(error.to_string().into()));
-            let reason = if error.is_refusal() { "refused" } else { "upstream-failed" };
-            log_miss(worker, request, None, reason);
+            let why = if error.is_refusal() { Why::Refused } else { Why::UpstreamFailed };
+            client.record.settle(Outcome::Miss, why, None);
             return upstream_failed(worker, client, request, &error).await;
         }
     };
     note_first(worker, request, &fetched);
+    client.record.from(&fetched.url.host);
     let len = match fetched.framing {
         Framing::Length(len) => Some(len),
         Framing::None => Some(0),
@@ -258,9 +257,9 @@ async fn miss(
         lease.decline();
         if request.head.fields.contains("range") && fetched.head.status == 200 {
             drop(fetched);
-            return pass_miss(worker, client, request, reason.name()).await;
+            return pass_miss(worker, client, request, Why::Rule(reason)).await;
         }
-        log_miss(worker, request, len, reason.name());
+        client.record.settle(Outcome::Miss, Why::Rule(reason), len);
         return pass::relay_answer(worker, client, request, fetched, digest.as_ref()).await;
     }
     let stored = match digest {
@@ -284,11 +283,11 @@ async fn miss(
             let shown = digest.map(|digest| (request.clone(), digest, prove::now_ms()));
             monoio::spawn(guarded(store(Rc::clone(worker), recipe, fetched, fill, shown)));
             let Some(seen) = reader.glance() else { return Err(End::Broken) };
-            follow(worker, client, request, (reader, &seen, &whole), "absent").await
+            follow(worker, client, request, (reader, &seen, &whole), (Outcome::Miss, why)).await
         }
         // The cache has said what is wrong.
         Err(_) => {
-            log_miss(worker, request, len, "cache-unavailable");
+            client.record.settle(Outcome::Miss, Why::CacheUnavailable, len);
             pass::relay_answer(worker, client, request, fetched, digest.as_ref()).await
         }
     }
@@ -369,9 +368,9 @@ async fn pass_miss(
     worker: &Rc<Worker>,
     client: &Client,
     request: &Request,
-    reason: &'static str,
+    why: Why,
 ) -> Result<(), End> {
-    log_miss(worker, request, None, reason);
+    client.record.settle(Outcome::Miss, why, None);
     Box::pin(past_cache(worker, client, request)).await
 }
 
@@ -413,22 +412,10 @@ pub fn digest_of(worker: &Worker, request: &Request) -> Option<Digest> {
     }
 }
 
-async fn joined_failure(
-    worker: &Worker,
-    client: &Client,
-    request: &Request,
-    why: &Failure,
-) -> Result<(), End> {
-    log_miss(worker, request, None, "collapsed");
+async fn joined_failure(client: &Client, request: &Request, why: &Failure) -> Result<(), End> {
+    client.record.settle(Outcome::Joined, Why::Collapsed, None);
     let message = format!("upstream: {why}");
     request.answer(client, &Answer::new(503, "UPSTREAM_UNAVAILABLE", message)).await
-}
-
-/// Says why a request was a miss; counted it was when that was known.
-fn log_miss(worker: &Worker, request: &Request, size: Option<u64>, reason: &'static str) {
-    worker.stats.observe(Outcome::Miss, request.started.elapsed());
-    let (host, path) = (&request.url.host, request.url.path());
-    tracing::info!(%host, %path, size, %reason, "cache miss");
 }
 
 /// Whether this client may have an entry. Those without a digest were admitted for everybody.
@@ -452,12 +439,12 @@ async fn shut(
     gate: Gate,
 ) -> Result<(), End> {
     if gate == Gate::Unknown {
-        log_miss(worker, request, None, "unproven");
+        client.record.settle(Outcome::Miss, Why::Unproven, None);
         let message = format!("{} can't be asked whether you may have this", request.url.host);
         let answer = Answer::new(503, "UPSTREAM_UNAVAILABLE", message);
         return request.answer(client, &answer).await;
     }
-    pass_miss(worker, client, request, "refused").await
+    pass_miss(worker, client, request, Why::Refused).await
 }
 
 /// What is known of an entry whose head is there: the stored fields read back, and the repository

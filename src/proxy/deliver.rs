@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::answer::{connection, reason};
+use super::record::REQUEST_ID;
 use super::session::{Client, End};
 use crate::cache::{Body, CacheError, Failure, Reader, Seen};
 use crate::http::range::{content_range, parse_range, unsatisfied_range};
@@ -217,6 +218,7 @@ impl Delivery<'_> {
     }
 
     fn count(&self, sent: u64) {
+        self.client.record.sent(sent);
         Stats::add(&self.stats.bytes_to_clients, sent);
         if self.source == Source::Hit {
             Stats::add(&self.stats.bytes_from_cache, sent);
@@ -237,6 +239,7 @@ impl Delivery<'_> {
             Part::Unsatisfiable(_) => 416,
             Part::NotModified => 304,
         };
+        self.client.record.answered(status);
         out.extend_from_slice(format!("HTTP/1.1 {status} {}\r\n", reason(status)).as_bytes());
         stored.write_to(out);
         match (framing, part) {
@@ -260,6 +263,7 @@ impl Delivery<'_> {
             line(out, "Age", &age.as_secs().to_string());
         }
         line(out, "Via", self.via);
+        line(out, REQUEST_ID, self.client.record.id().as_str());
         let keep_alive = self.keep_alive && framing != Framing::UntilClose;
         out.extend_from_slice(connection(self.request.version, keep_alive).as_bytes());
         out.extend_from_slice(b"\r\n");

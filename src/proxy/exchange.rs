@@ -2,17 +2,18 @@
 
 use std::cell::OnceCell;
 use std::rc::Rc;
-use std::time::Instant;
 
 use super::answer::{Answer, Reply, page};
 use super::fetch::Recipe;
+use super::record::{REQUEST_ID, RequestId, Why, asked};
 use super::session::{Client, End};
 use super::url::Url;
 use super::{Terms, Worker, candidate, pass};
 use crate::http::{Framing, Method, RequestHead, Target, keeps_alive, request_framing};
+use crate::net::NetError;
 use crate::policy::rights::{RegistryPath, RepositoryId};
 use crate::policy::{self, Admission, Ask, HostVerdict, Refusal};
-use crate::stats::Stats;
+use crate::stats::{Outcome, Stats};
 
 /// What may be asked of this proxy.
 const ALLOW: &str = "Allow: GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS, CONNECT\r\n";
@@ -30,8 +31,8 @@ pub struct Request {
     pub keep_alive: bool,
     /// What was settled about whom it is for.
     pub terms: Terms,
-    /// When its head had come.
-    pub started: Instant,
+    /// What logs call it.
+    pub id: RequestId,
     /// What [`Request::repository`] has found out.
     repository: OnceCell<RepositoryId>,
 }
@@ -68,6 +69,8 @@ impl Request {
         policy::pass_request(&mut fields);
         let (method, url) = (self.head.method.clone(), self.url.clone());
         let (received, terms) = (self.head.version, self.terms);
+        // Without room for one more field it goes without.
+        let _ = fields.set(REQUEST_ID, self.id.as_str());
         Recipe { method, received, url, fields, terms, as_asked: false }
     }
 
@@ -106,7 +109,7 @@ impl Request {
     /// Sends an answer of our own in place of upstream's.
     pub async fn answer(&self, client: &Client, answer: &Answer) -> Result<(), End> {
         let (keep, with_body) = (self.keep_alive && !self.has_body(), self.with_body());
-        let sent = answer.send(&client.conn, self.head.version, keep, with_body).await;
+        let sent = answer.send(client, self.head.version, keep, with_body).await;
         sent.map_err(|_| End::Broken)?;
         self.go_on(keep)
     }
@@ -132,7 +135,6 @@ pub async fn exchange(
     mut head: RequestHead,
     last: bool,
 ) -> Result<(), End> {
-    let started = Instant::now();
     let wants_more = keeps_alive(head.version, &head.fields);
     if wants_more && last {
         Stats::add(&worker.stats.limited_requests, 1);
@@ -140,51 +142,68 @@ pub async fn exchange(
     let keep_alive = wants_more && !last;
     let framing = request_framing(&head);
     let (version, with_body) = (head.version, head.method != Method::HEAD);
-    let refuse = async |answer: Answer| {
+    let refuse = async |url: Option<&Url>, why: Why, answer: Answer| {
         Stats::add(&worker.stats.refused, 1);
-        match answer.send(&client.conn, version, false, with_body).await {
-            Ok(()) => Err(End::Unread),
-            Err(_) => Err(End::Broken),
-        }
+        client.record.settle(Outcome::Refused, why, None);
+        let sent = answer.send(client, version, false, with_body).await;
+        client.finish(worker, url.map(asked), Err(unread(&sent)))
     };
     let framing = match framing {
         Ok(framing) => framing,
-        Err(error) => return refuse(client.malformed(&error)).await,
+        Err(error) => return refuse(None, Why::Malformed, client.malformed(&error)).await,
     };
     let url = match target(client, &head) {
         Ok(Asked::Url(url)) => url,
-        Ok(Asked::Ourselves(path)) => return own_page(client, &head, &path, keep_alive).await,
-        Err(answer) => return refuse(answer).await,
+        Ok(Asked::Ourselves(path)) => {
+            client.record.settle(Outcome::Own, Why::ForUs, None);
+            let result = own_page(client, &head, &path, keep_alive).await;
+            return client.finish(worker, None, result);
+        }
+        Err(answer) => return refuse(None, Why::Malformed, answer).await,
     };
     if worker.is_loop(&head.fields) {
-        return refuse(Answer::looped()).await;
+        return refuse(Some(&url), Why::Loop, Answer::looped()).await;
     }
     if let Some(status) = ends_here(&mut head) {
+        client.record.settle(Outcome::Own, Why::ForUs, None);
         let reply = Reply { status, kind: "text/plain", body: b"", extra: ALLOW };
-        let sent = reply.send(&client.conn, version, false, with_body).await;
-        return Err(if sent.is_ok() { End::Unread } else { End::Broken });
+        let sent = reply.send_to(client, version, false, with_body).await;
+        return client.finish(worker, Some(asked(&url)), Err(unread(&sent)));
     }
     let listed = match worker.policy.destination_allowed(url.scheme, &url.host, url.port) {
         HostVerdict::Allowed => true,
         HostVerdict::ByAddress => false,
         HostVerdict::Refused(Refusal { code, message }) => {
             tracing::info!(client = %client.ip(), host = %url.host, message, "refused");
-            return refuse(Answer::new(403, code, message)).await;
+            let answer = Answer::new(403, code, message);
+            return refuse(Some(&url), Why::Denied, answer).await;
         }
     };
     let repository = OnceCell::new();
     let terms = Terms { listed, injected: worker.injected(&url).await };
-    let request = Request { head, url, framing, keep_alive, terms, started, repository };
+    let id = client.record.id();
+    let request = Request { head, url, framing, keep_alive, terms, id, repository };
+    let result = route(worker, client, &request).await;
+    client.finish(worker, Some(asked(&request.url)), result)
+}
+
+/// How a request ends that was answered without being read to its end.
+fn unread(sent: &Result<(), NetError>) -> End {
+    if sent.is_ok() { End::Unread } else { End::Broken }
+}
+
+async fn route(worker: &Rc<Worker>, client: &Client, request: &Request) -> Result<(), End> {
     match worker.policy.admit(&request.ask()) {
         Admission::Pass(reason) => {
             Stats::add(&worker.stats.passed, 1);
-            Box::pin(pass::pass(worker, client, &request, reason.name())).await
+            client.record.settle(Outcome::Passed, Why::Rule(reason), None);
+            Box::pin(pass::pass(worker, client, request)).await
         }
         Admission::Store { key, .. } if request.head.method == Method::HEAD => {
-            Box::pin(candidate::head_request(worker, client, &request, &key)).await
+            Box::pin(candidate::head_request(worker, client, request, &key)).await
         }
         Admission::Store { key, digest } => {
-            candidate::get_request(worker, client, &request, &key, digest).await
+            candidate::get_request(worker, client, request, &key, digest).await
         }
     }
 }
@@ -282,11 +301,11 @@ async fn own_page(
             body: body.as_bytes(),
             extra: "",
         };
-        reply.send(&client.conn, head.version, keep, with_body).await
+        reply.send_to(client, head.version, keep, with_body).await
     } else {
         let message = "this is a proxy: send it whole URLs (http://host/path) or CONNECT host:443";
         let answer = Answer::new(404, "NOT_FOUND", message);
-        answer.send(&client.conn, head.version, keep, with_body).await
+        answer.send(client, head.version, keep, with_body).await
     };
     match (sent, keep) {
         (Err(_), _) => Err(End::Broken),

@@ -16,6 +16,7 @@ mod fetch;
 mod own;
 mod pass;
 mod prove;
+mod record;
 mod rest;
 mod session;
 mod store;
@@ -33,10 +34,12 @@ pub use self::answer::Reply;
 pub use self::drain::{Drain, guarded};
 pub use self::own::{Pseudonym, refuse_own_parent};
 pub use self::prove::{Access, Asking};
+pub use self::record::RequestIds;
 pub use self::session::{linger, serve};
 use self::url::Url;
 pub use self::users::Users;
 use crate::cache::Cache;
+use crate::config::AccessLog;
 use crate::http::{Fields, HeadLimits, Host, Scheme, Version};
 use crate::net::{Ca, Conn, Dialer, NetError, Parent, ParentFault, Resolver};
 use crate::policy::{Injected, Listeners, Policy};
@@ -94,6 +97,10 @@ pub struct Worker {
     pub pseudonym: Arc<Pseudonym>,
     /// Says when to stop.
     pub drain: Rc<Drain>,
+    /// Ids for requests that bring none.
+    pub request_ids: RequestIds,
+    /// Which requests get a line in the log.
+    pub access_log: AccessLog,
 }
 
 /// What was settled about a destination before it is connected to.

@@ -6,6 +6,7 @@ use std::rc::Rc;
 use super::answer::{Answer, connection};
 use super::exchange::Request;
 use super::fetch::{Fetched, INTERIM_MAX, connect, outgoing};
+use super::record::REQUEST_ID;
 use super::session::{Client, End};
 use super::upload::{Fault, Upload, trailers, write_piece};
 use super::{Worker, prove};
@@ -16,20 +17,14 @@ use crate::http::{
 use crate::key::{Digest, Hasher};
 use crate::net::{BodyReader, Conn, NetError, relay};
 use crate::policy;
-use crate::stats::{Outcome, Stats};
+use crate::stats::Stats;
 
 /// Bytes of a body in flight.
 const CHUNK: usize = 128 * 1024;
 
-/// Sends the request to upstream and its answer back. `reason`: why it is not for the cache.
-pub async fn pass(
-    worker: &Rc<Worker>,
-    client: &Client,
-    request: &Request,
-    reason: &'static str,
-) -> Result<(), End> {
-    tracing::debug!(host = %request.url.host, path = request.shown_path(worker),
-        method = request.head.method.as_str(), body = ?request.framing, reason, "passed");
+/// Sends the request to upstream and its answer back.
+pub async fn pass(worker: &Rc<Worker>, client: &Client, request: &Request) -> Result<(), End> {
+    client.record.from(&request.url.host);
     match ask(worker, client, request).await {
         Ok(result) => result,
         Err(Fault::Client) => Err(End::Broken),
@@ -52,6 +47,7 @@ pub async fn relay_answer(
 ) -> Result<(), End> {
     let whole = fetched.head.status == 200 && !fetched.head.fields.contains("content-encoding");
     let proof = digest.filter(|_| whole).map(Proof::new);
+    client.record.from(&fetched.url.host);
     let relay = Relay::new(worker, client, request, (&fetched.head, fetched.framing), true);
     relay.send(&fetched.conn, proof).await?;
     let keep = relay.keep;
@@ -79,6 +75,7 @@ fn upstream_head(
     let client = &request.head.fields;
     let mut fields = client.clone();
     policy::pass_request(&mut fields);
+    fields.set(REQUEST_ID, request.id.as_str())?;
     if request.head.version == Version::Http10 {
         // Its client does not know the answer to it (RFC 9110, section 10.1.1).
         fields.remove("expect");
@@ -123,7 +120,6 @@ async fn ask(
             result => result?,
         };
         worker.refuse_challenge(url, head.status).map_err(upstreams)?;
-        worker.stats.observe(Outcome::Pass, request.started.elapsed());
         invalidate(worker, request, head.status).await;
         prove::note_answer(worker, request, head.status, &head.fields);
         if head.status == 101 {
@@ -249,6 +245,8 @@ impl<'a> Relay<'a> {
     fn head(&self) -> Vec<u8> {
         let mut head = self.head.clone();
         forward(self.worker, &mut head);
+        // Both name and value are our own, or checked.
+        let _ = head.fields.push(REQUEST_ID, self.request.id.as_str());
         if self.chunked {
             // Both name and value are our own.
             let _ = head.fields.push("Transfer-Encoding", "chunked");
@@ -268,6 +266,7 @@ impl<'a> Relay<'a> {
         // head.
         let counted = matches!(self.framing, Framing::Length(1..));
         let more = counted && proof.is_none() && from.unused() > 0;
+        client.record.answered(self.head.status);
         client.conn.write_parts(&[&self.head()], more).await.map_err(|_| End::Broken)?;
         let down = Down { worker, client, request, chunked, skip: 0, left: None, proof };
         down.copy(from, &self.head.fields, &mut BodyReader::new(self.framing)).await
@@ -345,6 +344,7 @@ impl Down<'_> {
         }
         write_piece(&self.client.conn, piece, self.chunked).await.map_err(|_| End::Broken)?;
         Stats::add(&self.worker.stats.bytes_to_clients, piece.len() as u64);
+        self.client.record.sent(piece.len() as u64);
         Ok(())
     }
 
@@ -414,16 +414,20 @@ async fn upgrade(
     let mut switched = head.clone();
     let protocol = head.fields.get("upgrade").map(<[u8]>::to_vec);
     forward(worker, &mut switched);
+    let _ = switched.fields.push(REQUEST_ID, request.id.as_str());
     let _ = switched.fields.push("Connection", "Upgrade");
     if let Some(protocol) = protocol {
         let _ = switched.fields.push("Upgrade", protocol);
     }
     let mut bytes = Vec::new();
     switched.write_to(&mut bytes);
+    client.record.answered(head.status);
     client.conn.write(&bytes).await.map_err(|_| Fault::Client)?;
     upstream.set_patience(worker.limits.idle_timeout);
-    match relay(&client.conn, upstream).await {
-        Ok(_) => Ok(Err(End::Tunnel)),
+    let (relayed, result) = relay(&client.conn, upstream).await;
+    client.record.sent(relayed.down);
+    match result {
+        Ok(()) => Ok(Err(End::Tunnel)),
         Err(error) => {
             client.note_silence(worker, &error);
             Ok(Err(End::Broken))

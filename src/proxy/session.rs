@@ -6,11 +6,12 @@ use std::time::{Duration, Instant};
 
 use super::answer::Answer;
 use super::exchange::exchange;
+use super::record::{Record, Why};
 use super::url::Url;
 use super::{Worker, tunnel};
-use crate::http::{Malformed, Method, RequestHead, Target, Version};
+use crate::http::{Authority, Host, Malformed, Method, RequestHead, Target, Version, split_path};
 use crate::net::{Conn, Either, NetError, race};
-use crate::stats::Stats;
+use crate::stats::{Outcome, Stats};
 
 /// How long what a client still sends is read and thrown away after an answer that ends the
 /// connection, so that the client gets to see the answer before a reset.
@@ -25,9 +26,27 @@ pub struct Client {
     pub conn: Conn,
     /// Whom requests inside an opened tunnel are for: scheme, host and port as the CONNECT said.
     pub fixed: Option<Url>,
+    /// The request that is being answered.
+    pub record: Record,
 }
 
 impl Client {
+    /// A client that has not asked for anything yet.
+    pub fn new(conn: Conn, fixed: Option<Url>) -> Client {
+        Client { conn, fixed, record: Record::new() }
+    }
+
+    /// Notes the end of a request and how it came to it.
+    pub fn finish(
+        &self,
+        worker: &Worker,
+        asked: Option<(&Host, &str)>,
+        result: Result<(), End>,
+    ) -> Result<(), End> {
+        self.record.finish(worker, self.ip(), asked, &result);
+        result
+    }
+
     /// The client's address, an IPv4-mapped one as IPv4.
     pub fn ip(&self) -> IpAddr {
         self.conn.peer().ip().to_canonical()
@@ -68,7 +87,7 @@ pub enum End {
 /// Serves a new connection until it ends. Clients that `allow_clients` leaves out get 403.
 pub async fn serve(worker: Rc<Worker>, conn: Conn) {
     Stats::add(&worker.stats.accepted, 1);
-    let client = Client { conn, fixed: None };
+    let client = Client::new(conn, None);
     if !worker.policy.client_allowed(client.ip()) {
         Stats::add(&worker.stats.refused, 1);
         tracing::info!(client = %client.ip(), "client refused by proxy.allow_clients");
@@ -77,9 +96,10 @@ pub async fn serve(worker: Rc<Worker>, conn: Conn) {
         // The request is read first: a client that is still sending would not see the answer.
         let wait = worker.limits.header_timeout;
         let head = client.conn.request_head(&worker.limits.heads, wait, wait).await;
-        if let Ok(Some(head)) = head
-            && let Err(End::Unread) = refuse(&client, &head, &answer).await
-        {
+        let Ok(Some(head)) = head else { return };
+        client.record.begin(&worker, Some(&head.fields));
+        client.record.settle(Outcome::Refused, Why::Denied, None);
+        if let Err(End::Unread) = refuse(&worker, &client, &head, &answer).await {
             linger(&client.conn).await;
         }
         return;
@@ -121,8 +141,10 @@ async fn requests(worker: &Rc<Worker>, client: &Client) -> End {
             Either::Left(Err(error)) => return unreadable(worker, client, &error).await,
             Either::Right(()) => return End::Idle,
         };
+        client.record.begin(worker, Some(&head.fields));
         let result = if let Some(answer) = stranger(worker, client, &head).await {
-            refuse(client, &head, &answer).await
+            client.record.settle(Outcome::Refused, Why::Unauthenticated, None);
+            refuse(worker, client, &head, &answer).await
         } else if head.method == Method::CONNECT {
             Box::pin(tunnel::connect(worker, client, head)).await
         } else {
@@ -149,27 +171,38 @@ async fn stranger(worker: &Worker, client: &Client, head: &RequestHead) -> Optio
     users.admit(&worker.stats, client.ip(), &head.fields, limit).await.err()
 }
 
-async fn refuse(client: &Client, head: &RequestHead, answer: &Answer) -> Result<(), End> {
+async fn refuse(
+    worker: &Worker,
+    client: &Client,
+    head: &RequestHead,
+    answer: &Answer,
+) -> Result<(), End> {
     let sent = if head.method == Method::CONNECT {
-        answer.send_to_connect(&client.conn).await
+        answer.send_to_connect(client).await
     } else {
-        answer.send(&client.conn, head.version, false, head.method != Method::HEAD).await
+        answer.send(client, head.version, false, head.method != Method::HEAD).await
     };
-    match sent {
-        Ok(()) => Err(End::Unread),
-        Err(_) => Err(End::Broken),
-    }
+    let asked = match &head.target {
+        Target::Absolute { authority, path, .. } => Some((&authority.host, split_path(path).0)),
+        Target::Authority(Authority { host, .. }) => Some((host, "-")),
+        Target::Origin(_) | Target::Asterisk => None,
+    };
+    client.finish(worker, asked, Err(if sent.is_ok() { End::Unread } else { End::Broken }))
 }
 
 /// Says what is wrong with a request that could not be read.
 async fn unreadable(worker: &Worker, client: &Client, error: &NetError) -> End {
+    let record = &client.record;
     let answer = match error {
         NetError::Malformed(malformed) => {
+            record.begin(worker, None);
             Stats::add(&worker.stats.refused, 1);
             client.malformed(malformed)
         }
         NetError::TimedOut { .. } if client.conn.unused() > 0 => {
             Stats::add(&worker.stats.limited_header_time, 1);
+            record.begin(worker, None);
+            record.settle(Outcome::Refused, Why::TooSlow, None);
             Answer::new(408, "TIMEOUT", error.to_string())
         }
         NetError::TimedOut { .. } => {
@@ -178,10 +211,9 @@ async fn unreadable(worker: &Worker, client: &Client, error: &NetError) -> End {
         }
         _ => return End::Idle,
     };
-    match answer.send(&client.conn, Version::Http11, false, true).await {
-        Ok(()) => End::Unread,
-        Err(_) => End::Broken,
-    }
+    let sent = answer.send(client, Version::Http11, false, true).await;
+    let end = if sent.is_ok() { End::Unread } else { End::Broken };
+    client.finish(worker, None, Err(end)).err().unwrap_or(End::Broken)
 }
 
 /// Ends our half of the stream and reads what the client is still sending, up to a limit: a close
