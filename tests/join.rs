@@ -13,7 +13,7 @@ use support::client::{Client, Response};
 use support::names;
 use support::origin::{Origin, fresh_body};
 use support::proxy::Setup;
-use support::registry::{Registry, blob_path};
+use support::registry::{Registry, blob_path, manifest_path};
 use support::wait_until;
 
 #[test]
@@ -373,4 +373,49 @@ fn many_fills_run_side_by_side() {
     }
     let total: u64 = bodies.iter().map(Body::len).sum();
     wait_until("every entry stored", || (proxy.stat("current_size") == total).then_some(()));
+}
+
+#[test]
+fn clients_of_a_manifest_stored_from_elsewhere_make_one_fetch() {
+    const CLIENTS: usize = 24;
+    const KIND: &str = "application/vnd.oci.image.manifest.v1+json";
+    const MINE: (&str, &str) = ("Authorization", "Basic bWluZQ==");
+    for access in ["trust", "verify"] {
+        let setup = Setup::new().with(json!({ "cache": { "access": access } }));
+        let proxy = setup.start();
+        let (origin, elsewhere) = (Origin::https(names::REGISTRY), Origin::https(names::SECOND));
+        let body = fresh_body(3_000);
+        let path = manifest_path("lab/img", &body);
+        let answer = || {
+            let answer = Answer::ok(&body).with("Content-Type", KIND);
+            answer.with("Docker-Distribution-Api-Version", "registry/2.0")
+        };
+        elsewhere.get(&path, answer());
+        proxy.get(&elsewhere, &path).assert_is(&body);
+        let gate = Gate::new();
+        let mine = |answer: Answer| answer.wants(MINE.1, "Basic");
+        origin.get(&path, mine(answer().gate_head(&gate)));
+        origin.on("HEAD", &path, mine(answer()));
+        let mut clients: Vec<Client> = (0..CLIENTS).map(|_| proxy.client(&origin)).collect();
+        for client in &mut clients {
+            client.start("GET", &path, &[MINE]);
+        }
+        proxy.wait_stat("coalesced", CLIENTS as u64 - 1);
+        let mut stranger = proxy.client(&origin);
+        stranger.start("GET", &path, &[("Authorization", "Basic b3RoZXI=")]);
+        proxy.wait_stat("coalesced", CLIENTS as u64);
+        gate.open();
+        for mut client in clients {
+            let head = client.head();
+            let response = client.rest("GET", head);
+            response.assert_is(&body);
+            assert_eq!(response.field("Content-Type"), Some(KIND));
+        }
+        let head = stranger.head();
+        let status = if access == "trust" { 200 } else { 401 };
+        assert_eq!(stranger.rest("GET", head).status, status, "{access}");
+        let all = origin.seen_at(&path).into_iter();
+        let fetches = all.filter(|seen| seen.method == "GET" && seen.field(MINE.0) == Some(MINE.1));
+        assert_eq!(fetches.count(), 1, "{access}");
+    }
 }

@@ -102,7 +102,7 @@ impl Index {
                 None => Found::Closed,
             };
         }
-        self.fills.get(key).cloned().map_or(Found::Absent, Found::Filling)
+        self.filling(key).map_or(Found::Absent, Found::Filling)
     }
 
     /// Whether `key` is stored, without counting as a use.
@@ -110,9 +110,9 @@ impl Index {
         self.position(key).is_some()
     }
 
-    /// Whether a fill of `key` is in progress.
-    pub(super) fn is_filling(&self, key: &Key) -> bool {
-        self.fills.contains_key(key)
+    /// The fill of `key` in progress, be it stored or not.
+    pub(super) fn filling(&self, key: &Key) -> Option<Arc<Entry>> {
+        self.fills.get(key).cloned()
     }
 
     /// Notes a fill; a running one of the same key is forgotten and goes on for its readers.

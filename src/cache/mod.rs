@@ -118,10 +118,10 @@ pub enum Lookup {
 }
 
 /// Why there is no lease.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum NoLease {
-    /// Somebody has it.
-    Taken,
+    /// Somebody has it, and fills it: wait for the head.
+    Taken(Reader),
     /// There are as many fills as there may be.
     Crowded,
 }
@@ -250,9 +250,9 @@ impl Cache {
     /// Gives out a lease though there may be an entry: its bytes will take the old one's place.
     pub fn refill(&self, key: &Key, filler: Filler) -> Result<Lease, NoLease> {
         let mut index = self.inner.index();
-        match index.is_filling(key) {
-            true => Err(NoLease::Taken),
-            false => self.give_lease(&mut index, key, filler).ok_or(NoLease::Crowded),
+        match index.filling(key) {
+            Some(entry) => Err(NoLease::Taken(Reader::new(entry))),
+            None => self.give_lease(&mut index, key, filler).ok_or(NoLease::Crowded),
         }
     }
 

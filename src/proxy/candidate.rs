@@ -81,58 +81,68 @@ pub async fn get_request(
         }
     };
     for _ in 0..LOOKUPS_MAX {
-        match worker.cache.lookup(key, request.repository().registry()).await {
-            Ok(Lookup::Hit(reader)) => match stored_head(&reader) {
-                Some((seen, stored, source)) if fits(request, &stored, source.as_ref()) => {
-                    let gate = may_have(worker, request, key, source.as_ref()).await;
-                    // What was stored from elsewhere says nothing of this repository.
-                    if gate == Gate::Open && source.as_ref() == Some(request.repository()) {
-                        prove::note_manifest(worker, request, &seen);
-                    }
-                    match gate {
-                        Gate::Public | Gate::Open => {
-                            return hit(worker, client, request, reader, &seen, &stored).await;
-                        }
-                        Gate::Fetch => {
-                            missed();
-                            let why = Why::Private;
-                            return refill(worker, client, request, (key, digest), why).await;
-                        }
-                        refused => {
-                            missed();
-                            return shut(worker, client, request, refused).await;
-                        }
+        let settled = match worker.cache.lookup(key, request.repository().registry()).await {
+            Ok(Lookup::Hit(reader)) => {
+                match stored_answer(worker, client, request, key, reader, &missed).await {
+                    Ok(result) => Some(result),
+                    Err(why) => {
+                        missed();
+                        refill(worker, client, request, (key, digest.as_ref()), why).await
                     }
                 }
-                _ => {
-                    missed();
-                    let why = Why::MediaType;
-                    return refill(worker, client, request, (key, digest), why).await;
-                }
-            },
+            }
             Ok(Lookup::Miss(lease)) => {
                 missed();
-                let why = Why::FirstTime;
-                return Box::pin(miss(worker, client, request, digest, lease, why)).await;
+                let (digest, why) = (digest.clone(), Why::FirstTime);
+                Some(Box::pin(miss(worker, client, request, digest, lease, why)).await)
             }
             Ok(Lookup::Crowded) => {
                 missed();
-                return pass_miss(worker, client, request, Why::MaxFills).await;
+                Some(pass_miss(worker, client, request, Why::MaxFills).await)
             }
             Ok(Lookup::Join(reader)) => {
                 missed();
-                if let Some(result) = await_head(worker, client, request, key, reader).await {
-                    return result;
-                }
+                await_head(worker, client, request, key, reader).await
             }
             Err(error) => {
                 tracing::warn!(%error, "cache look-up failed");
                 break;
             }
+        };
+        if let Some(result) = settled {
+            return result;
         }
     }
     missed();
     pass_miss(worker, client, request, Why::Unsettled).await
+}
+
+/// Answers from a stored entry. `Err`: why it will not do for this request.
+async fn stored_answer(
+    worker: &Rc<Worker>,
+    client: &Client,
+    request: &Request,
+    key: &Key,
+    reader: Reader,
+    missed: &impl Fn(),
+) -> Result<Result<(), End>, Why> {
+    let (seen, stored, source) = stored_head(&reader).ok_or(Why::MediaType)?;
+    if !fits(request, &stored, source.as_ref()) {
+        return Err(Why::MediaType);
+    }
+    let gate = may_have(worker, request, key, source.as_ref()).await;
+    // What was stored from elsewhere says nothing of this repository.
+    if gate == Gate::Open && source.as_ref() == Some(request.repository()) {
+        prove::note_manifest(worker, request, &seen);
+    }
+    match gate {
+        Gate::Public | Gate::Open => Ok(hit(worker, client, request, reader, &seen, &stored).await),
+        Gate::Fetch => Err(Why::Private),
+        refused => {
+            missed();
+            Ok(shut(worker, client, request, refused).await)
+        }
+    }
 }
 
 /// Waits for the head of a running fill, and joins it. `None`: it ended without a word.
@@ -157,19 +167,26 @@ async fn await_head(
     })
 }
 
-/// Fetches what is stored already, since what is stored will not do for this request.
+/// Fetches what is stored already, since what is stored will not do for this request, or joins
+/// whoever does. `None`: that one ended without a word.
 async fn refill(
     worker: &Rc<Worker>,
     client: &Client,
     request: &Request,
-    (key, digest): (&Key, Option<Digest>),
+    (key, digest): (&Key, Option<&Digest>),
     why: Why,
-) -> Result<(), End> {
-    match worker.cache.refill(key, request.repository().registry()) {
-        Ok(lease) => Box::pin(miss(worker, client, request, digest, lease, why)).await,
-        Err(NoLease::Taken) => pass_miss(worker, client, request, Why::Refilling).await,
-        Err(NoLease::Crowded) => pass_miss(worker, client, request, Why::MaxFills).await,
-    }
+) -> Option<Result<(), End>> {
+    let reader = match worker.cache.refill(key, request.repository().registry()) {
+        Ok(lease) => {
+            let digest = digest.cloned();
+            return Some(Box::pin(miss(worker, client, request, digest, lease, why)).await);
+        }
+        Err(NoLease::Taken(reader)) => reader,
+        Err(NoLease::Crowded) => {
+            return Some(pass_miss(worker, client, request, Why::MaxFills).await);
+        }
+    };
+    await_head(worker, client, request, key, reader).await
 }
 
 async fn hit(

@@ -88,8 +88,6 @@ pub enum Why {
     Head,
     /// Who fetched it first found that it is not to be stored.
     Declined,
-    /// What is stored will not do for this client, and somebody fetches it anew.
-    Refilling,
     /// There were `limits.max_fills` fills.
     MaxFills,
     /// The fill ended without a word, too often.
@@ -138,7 +136,6 @@ impl Why {
             Why::FarAhead => "far-ahead",
             Why::Head => "head",
             Why::Declined => "declined",
-            Why::Refilling => "refilling",
             Why::MaxFills => "max-fills",
             Why::Unsettled => "unsettled",
             Why::Private => "private",

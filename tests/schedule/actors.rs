@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::task::Poll;
 
 use discobot_proxy::cache::{
-    Body, CacheError, Failure, Fill, HELD_BACK, Lease, Lookup, NoHead, Reader, Seen,
+    Body, CacheError, Failure, Fill, HELD_BACK, Lease, Lookup, NoHead, NoLease, Reader, Seen,
 };
 use discobot_proxy::key::Key;
 
@@ -139,11 +139,18 @@ pub async fn peeker(world: Rc<World>, key: usize) {
 
 /// Fills a key though it may be stored.
 pub async fn refiller(world: Rc<World>, key: usize) {
-    let lease = world.cache.refill(&world.keys[key], [0; 16]).ok();
+    let lease = world.cache.refill(&world.keys[key], [0; 16]);
     let filling = world.model.borrow().filling(key);
-    let right = lease.is_some() == filling.is_none();
+    let right = lease.is_ok() == filling.is_none();
     world.expect(right, || format!("a second lease for key {key}, or none though none is out"));
-    let Some(lease) = lease.filter(|_| right) else { return };
+    let lease = match lease {
+        Ok(lease) if right => lease,
+        Err(NoLease::Taken(reader)) if right => {
+            read(&world, reader, filling).await;
+            return;
+        }
+        _ => return,
+    };
     let Ok(generation) = world.model.borrow_mut().lease(key) else { return };
     let held = Held { world: Rc::clone(&world), generation, lease: Some(lease) };
     if let Some(reader) = hold(held).await {
