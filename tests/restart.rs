@@ -4,17 +4,20 @@ mod support;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 use support::answer::{Answer, Gate};
 use support::body::{Body, sha256};
 use support::client::{Client, try_dial};
 use support::names;
-use support::origin::{Origin, fresh_body};
+use support::origin::{Origin, bare_server, fresh_body};
 use support::proxy::Setup;
 use support::registry::{Registry, blob_path, manifest_path};
 use support::wait_until;
+
+/// Generous for a busy machine; far less than any grace.
+const AT_ONCE: Duration = Duration::from_secs(20);
 
 #[test]
 fn a_restart_keeps_every_entry_and_its_head() {
@@ -210,6 +213,110 @@ fn sigterm_lets_a_running_transfer_finish_and_refuses_new_ones() {
 }
 
 #[test]
+fn sigterm_lets_transfers_of_every_kind_finish() {
+    let setup = Setup::new().with(json!({ "limits": { "shutdown_grace": "10m" } }));
+    for origin in [Origin::https(names::REGISTRY), Origin::http(names::SECOND)] {
+        let mut proxy = setup.start();
+        let (stored, body, gate) = (fresh_body(16_000_000), fresh_body(3_000_000), Gate::new());
+        let paths = [blob_path("lab/img", &stored), blob_path("lab/img", &body), "/pass".into()];
+        origin.get(&paths[0], Answer::ok(&stored));
+        for path in &paths[1..] {
+            origin.get(path, Answer::ok(&body).gate_at(1_000_000, &gate));
+        }
+        origin.get("/poll", Answer::status(200, "at last").gate_head(&gate));
+        origin.on("PUT", "/up", Answer::status(201, "taken"));
+        origin.get("/ws", Answer::upgrade("websocket"));
+        proxy.get(&origin, &paths[0]).assert_is(&stored);
+        let mut down = Vec::new();
+        for (path, whole) in paths.iter().zip([&stored, &body, &body]) {
+            // Narrow, so that a hit is still under way.
+            let mut client = match origin.is_tls() {
+                true => {
+                    let (to, trust) = (origin.authority(), proxy.trust());
+                    Client::secure_narrow(proxy.address(), &to, &trust, 4096)
+                }
+                false => Client::narrow(proxy.address(), 4096),
+            };
+            let mut transfer = client.begin(&origin.url(path));
+            transfer.read_to(&mut client, 500_000);
+            down.push((client, transfer, whole));
+        }
+        let mut up = proxy.client(&origin);
+        up.start("PUT", &origin.url("/up"), &[("Content-Length", "3000000")]);
+        up.send_piece(&body.slice(0, 1_000_000), false).expect("a piece");
+        origin.wait("/up", |seen| seen.body_len == 1_000_000);
+        let mut poll = proxy.client(&origin);
+        poll.start("GET", &origin.url("/poll"), &[]);
+        gate.wait_arrivals(3);
+        let mut upgraded = proxy.client(&origin);
+        let fields = [("Connection", "Upgrade"), ("Upgrade", "websocket")];
+        upgraded.start("GET", &origin.url("/ws"), &fields);
+        assert!(upgraded.head().line.contains(" 101"));
+        let echo = bare_server(names::OTHER, |tcp| std::io::copy(&mut &tcp, &mut &tcp).map(drop));
+        let to = format!("{}:{}", names::OTHER, echo.port());
+        let mut tunnel = Client::on(Client::tunnel(proxy.address(), &to).expect("a tunnel"));
+
+        let (address, begun) = (proxy.address(), Instant::now());
+        proxy.signal("TERM");
+        wait_until("new connections to be refused", || {
+            try_dial(address, None).is_err().then_some(())
+        });
+        assert!(begun.elapsed() < AT_ONCE, "refused after {:?}", begun.elapsed());
+        gate.open();
+        for (mut client, transfer, whole) in down {
+            transfer.finish(&mut client).assert_is(whole);
+        }
+        up.send_piece(&body.slice(1_000_000, 3_000_000), false).expect("the rest");
+        let head = up.head();
+        assert_eq!(up.rest("PUT", head).text(), "taken");
+        assert_eq!(origin.only("/up").body_sha256, Some(body.sha256()));
+        let head = poll.head();
+        assert_eq!(poll.rest("GET", head).text(), "at last");
+        for client in [&mut upgraded, &mut tunnel] {
+            client.wire.send(b"x").expect("a byte");
+            assert_eq!(client.wire.read_some(&mut [0; 1]).expect("its echo"), 1);
+        }
+        drop((up, poll, upgraded, tunnel));
+        assert_eq!(proxy.wait_exit().code(), Some(0), "{}", proxy.output());
+    }
+}
+
+#[test]
+fn sigterm_ends_no_fill_that_is_read_on_another_core() {
+    // So many that the core of some fill serves none of the readers.
+    let setup = Setup::new().with(json!({ "proxy": { "workers": 16 } }));
+    let mut proxy = setup.start();
+    let origin = Origin::http(names::SECOND);
+    let (some, all) = (Gate::new(), Gate::new());
+    let mut readers = Vec::new();
+    for _ in 0..5 {
+        let body = fresh_body(9_000_000);
+        let path = blob_path("lab/img", &body);
+        let answer = Answer::ok(&body).gate_at(1_000_000, &some).gate_at(8_000_000, &all);
+        origin.get(&path, answer);
+        let url = origin.url(&path);
+        let mut first = proxy.plain();
+        first.begin(&url).read_to(&mut first, 500_000);
+        let mut client = proxy.plain();
+        let mut transfer = client.begin(&url);
+        transfer.read_to(&mut client, 500_000);
+        readers.push((client, transfer, body));
+    }
+    // The first of each is gone, which the proxy notices when it has something for it.
+    some.open();
+    proxy.wait_stat("connections", readers.len() as u64);
+    proxy.signal("TERM");
+    let address = proxy.address();
+    wait_until("new connections to be refused", || try_dial(address, None).is_err().then_some(()));
+    all.open();
+    for (mut client, transfer, body) in readers {
+        transfer.finish(&mut client).assert_is(&body);
+        assert!(setup.blob(&body.sha256()).exists());
+    }
+    assert_eq!(proxy.wait_exit().code(), Some(0), "{}", proxy.output());
+}
+
+#[test]
 fn shutdown_grace_ends_what_does_not_finish() {
     let setup = Setup::new().with(json!({ "limits": { "shutdown_grace": "1s" } }));
     let proxy = setup.start();
@@ -220,7 +327,7 @@ fn shutdown_grace_ends_what_does_not_finish() {
     let mut client = proxy.client(&registry.main);
     let mut transfer = client.begin(&registry.main.url(&path));
     transfer.read_to(&mut client, 1_000_000);
-    let start = std::time::Instant::now();
+    let start = Instant::now();
     let (code, output) = proxy.terminate();
     assert_eq!(code, Some(0), "{output}");
     assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
@@ -258,7 +365,7 @@ fn an_idle_proxy_stops_at_once() {
     let mut idle = proxy.client(&origin);
     assert_eq!(idle.get("/v2/").text(), "{}");
     let fresh = Client::plain(proxy.address());
-    let start = std::time::Instant::now();
+    let start = Instant::now();
     proxy.stop();
     assert!(
         start.elapsed() < Duration::from_secs(10),

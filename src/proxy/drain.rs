@@ -9,7 +9,6 @@ use std::task::{Poll, Waker};
 #[derive(Default)]
 pub struct Drain {
     begun: Cell<bool>,
-    open: Cell<usize>,
     waiting: RefCell<Vec<Option<Waker>>>,
     vacant: RefCell<Vec<usize>>,
 }
@@ -26,17 +25,6 @@ impl Drain {
     /// Whether it has begun.
     pub fn has_begun(&self) -> bool {
         self.begun.get()
-    }
-
-    /// Connections open on this core.
-    pub fn open(&self) -> usize {
-        self.open.get()
-    }
-
-    /// Counts a connection in (`true`) or out.
-    pub fn count(&self, opened: bool) {
-        let open = self.open.get();
-        self.open.set(if opened { open + 1 } else { open.saturating_sub(1) });
     }
 
     /// Waits until it begins.

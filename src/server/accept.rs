@@ -55,12 +55,10 @@ pub async fn accept_clients(worker: Rc<Worker>, listener: TcpListener, crowd: Cr
             }
         };
         Stats::add(&stats.connections, 1);
-        worker.drain.count(true);
         let serving = Rc::clone(&worker);
         monoio::spawn(async move {
             guarded(proxy::serve(Rc::clone(&serving), conn)).await;
             drop(place);
-            serving.drain.count(false);
             Stats::sub(&serving.stats.connections, 1);
         });
         let Some(wait_at) = crowd.wait_at else { return };
