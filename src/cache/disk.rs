@@ -113,6 +113,15 @@ impl Disk {
         self.path(key).exists()
     }
 
+    /// Whether the body under the name of `key` has no `.meta`: a commit gives the body its name
+    /// last and a removal takes it first, so that of one that stays there is one.
+    pub(super) fn lacks_meta(&self, key: &Key) -> bool {
+        let path = self.path(key);
+        let body = || fs::metadata(&path).ok().map(|found| found.ino());
+        let before = body();
+        before.is_some() && !meta_path(&path).exists() && body() == before
+    }
+
     /// Whether `file` is what lies under the name of `key` now.
     pub(super) fn is_current(&self, key: &Key, file: &File) -> io::Result<bool> {
         Ok(fs::metadata(self.path(key))?.ino() == file.metadata()?.ino())

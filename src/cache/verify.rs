@@ -73,7 +73,7 @@ fn check(disk: &Disk, key: &Key) -> io::Result<Found> {
         Err(error) => {
             return match error.kind() {
                 // The body's name is there and its `.meta` is not, or everything went meanwhile.
-                io::ErrorKind::NotFound if disk.has_body(key) => {
+                io::ErrorKind::NotFound if disk.lacks_meta(key) => {
                     Ok(Found::Damaged("its .meta is missing".to_owned()))
                 }
                 io::ErrorKind::NotFound | io::ErrorKind::Interrupted => Ok(Found::Gone),
