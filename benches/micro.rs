@@ -13,7 +13,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use discobot_proxy::cache::{Cache, Lookup, Options};
+use discobot_proxy::cache::{Cache, Filler, Lookup, Options};
 use discobot_proxy::config::Config;
 use discobot_proxy::http::{
     Fields, HeadLimits, Host, Method, Scheme, parse_request, parse_response,
@@ -27,6 +27,9 @@ use monoio::{FusionDriver, RuntimeBuilder};
 /// Stored entries, and those of them whose files are open.
 const ENTRIES: u64 = 1_000_000;
 const HOT: u64 = 4096;
+
+/// Who looks entries up.
+const NOBODY: Filler = [0; 16];
 
 /// Names of one file that a file system allows at least.
 const LINKS: u64 = 60_000;
@@ -90,7 +93,7 @@ fn lookups(c: &mut Criterion) {
         c.bench_function(&format!("lookup: a hit, {threads} threads"), |b| {
             b.iter_custom(|times| {
                 side_by_side(threads, times, |n| {
-                    let found = at_once(cache.lookup(&hot_key(n % hot)));
+                    let found = at_once(cache.lookup(&hot_key(n % hot), NOBODY));
                     assert!(matches!(found, Ok(Lookup::Hit(_))), "no hit");
                 })
             });
@@ -136,7 +139,7 @@ fn cache(dir: &Path, open: u64) -> Cache {
 }
 
 async fn fill(cache: &Cache, key: &Key) {
-    let Ok(Lookup::Miss(lease)) = cache.lookup(key).await else { panic!("no lease") };
+    let Ok(Lookup::Miss(lease)) = cache.lookup(key, NOBODY).await else { panic!("no lease") };
     let (mut fill, _reader) = lease.begin(Vec::new(), Some(1), None).await.expect("a fill");
     fill.append(b"x".to_vec()).await.expect("its byte");
     assert!(fill.commit().await.expect("an entry").kept);
@@ -214,7 +217,7 @@ fn wake(c: &mut Criterion) {
         b.iter_custom(|times| {
             let mut total = Duration::ZERO;
             for n in 0..times {
-                let Ok(Lookup::Miss(lease)) = at_once(cache.lookup(&other_key(n))) else {
+                let Ok(Lookup::Miss(lease)) = at_once(cache.lookup(&other_key(n), NOBODY)) else {
                     panic!("no lease")
                 };
                 order.send(other_key(n)).expect("a reader");
@@ -237,7 +240,9 @@ fn wake(c: &mut Criterion) {
 fn read(cache: &Cache, orders: &Receiver<Key>, say: &Sender<Instant>) {
     in_runtime(async {
         while let Ok(key) = orders.recv() {
-            let Ok(Lookup::Join(mut reader)) = cache.lookup(&key).await else { panic!("no fill") };
+            let Ok(Lookup::Join(mut reader)) = cache.lookup(&key, NOBODY).await else {
+                panic!("no fill")
+            };
             let mut waits = false;
             poll_fn(|cx| {
                 let head = reader.poll_head(cx);
