@@ -6,7 +6,7 @@ mod support;
 use std::sync::Barrier;
 use std::thread;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use support::answer::{Answer, Ending, Gate};
 use support::body::Body;
 use support::client::{Client, Response};
@@ -418,4 +418,69 @@ fn clients_of_a_manifest_stored_from_elsewhere_make_one_fetch() {
         let fetches = all.filter(|seen| seen.method == "GET" && seen.field(MINE.0) == Some(MINE.1));
         assert_eq!(fetches.count(), 1, "{access}");
     }
+}
+
+#[test]
+fn joiners_of_a_fill_that_never_begins_are_answered_as_the_first_is() {
+    let cdn = json!([format!("{}/32", names::address(names::CDN))]);
+    let setup = Setup::new().with(json!({ "proxy": { "deny_destinations": cdn } }));
+    let proxy = setup.start();
+    let origin = Origin::https(names::REGISTRY);
+    let denied = format!("https://{}/data", names::CDN);
+    let dead = format!("https://{}:5000/data", names::DEAD);
+    let rows = [
+        (403, Answer::redirect(307, denied)),
+        (502, Answer::raw("nonsense\r\n\r\n")),
+        (503, Answer::redirect(307, dead)),
+    ];
+    for (status, answer) in rows {
+        let path = blob_path("lab/img", &fresh_body(50_000));
+        let gate = Gate::new();
+        origin.get(&path, answer.gate_head(&gate));
+        let joined = proxy.stat("coalesced") + 3;
+        let mut clients: Vec<Client> = (0..4).map(|_| proxy.client(&origin)).collect();
+        for client in &mut clients {
+            client.start("GET", &path, &[]);
+        }
+        proxy.wait_stat("coalesced", joined);
+        gate.open();
+        let answers: Vec<Response> = clients
+            .iter_mut()
+            .map(|client| {
+                let head = client.head();
+                client.rest("GET", head)
+            })
+            .collect();
+        let said = |answer: &Response| {
+            answer.assert_own_error(&[status]);
+            let body: Value = serde_json::from_slice(&answer.body).expect("JSON");
+            let error = &body["errors"][0];
+            (error["code"].clone(), error["message"].clone())
+        };
+        assert!(answers.iter().all(|answer| said(answer) == said(&answers[0])), "{answers:?}");
+        assert_eq!(origin.count("GET", &path), 1);
+    }
+}
+
+#[test]
+fn a_joiner_from_another_registry_asks_it_where_the_joined_one_fails() {
+    let setup = Setup::new();
+    let proxy = setup.start();
+    let (broken, good) = (Origin::https(names::REGISTRY), Origin::https(names::SECOND));
+    let body = fresh_body(50_000);
+    let path = blob_path("lab/img", &body);
+    let gate = Gate::new();
+    broken.get(&path, Answer::raw("nonsense\r\n\r\n").gate_head(&gate));
+    good.get(&path, Answer::ok(&body));
+    let mut first = proxy.client(&broken);
+    first.start("GET", &path, &[]);
+    gate.wait_arrivals(1);
+    let mut joiner = proxy.client(&good);
+    joiner.start("GET", &path, &[]);
+    proxy.wait_stat("coalesced", 1);
+    gate.open();
+    let head = first.head();
+    first.rest("GET", head).assert_own_error(&[502]);
+    let head = joiner.head();
+    joiner.rest("GET", head).assert_is(&body);
 }

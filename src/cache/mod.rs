@@ -99,6 +99,9 @@ pub enum Failure {
     /// The bytes could not be written.
     #[error("{0}")]
     Storage(CacheError),
+    /// The source gave nothing to store; its own error, opaque here.
+    #[error("{0}")]
+    NoAnswer(Arc<dyn std::error::Error + Send + Sync>),
     /// There never was a body to read.
     #[error("nothing was stored")]
     NeverBegun,

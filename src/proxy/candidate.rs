@@ -153,7 +153,8 @@ async fn await_head(
     key: &Key,
     mut reader: Reader,
 ) -> Option<Result<(), End>> {
-    if worker.access.is_some() && reader.filler() != request.repository().registry() {
+    let elsewhere = reader.filler() != request.repository().registry();
+    if worker.access.is_some() && elsewhere {
         // What another registry is still sending, or has not begun to, is proven by nothing: it
         // could be anything, and take any time.
         return Some(pass_miss(worker, client, request, Why::OtherRegistry).await);
@@ -162,6 +163,10 @@ async fn await_head(
     Some(match reader.head().await {
         Ok(_) => join(worker, client, request, key, reader).await,
         Err(NoHead::Declined) => pass_miss(worker, client, request, Why::Declined).await,
+        // What ails another registry is nothing to this one's clients.
+        Err(NoHead::Failed(_)) if elsewhere => {
+            pass_miss(worker, client, request, Why::OtherRegistry).await
+        }
         Err(NoHead::Failed(why)) => joined_failure(client, request, &why).await,
         Err(NoHead::Abandoned) => return None,
     })
@@ -256,9 +261,9 @@ async fn miss(
     let fetched = match recipe.fetch(worker, None).await {
         Ok(fetched) => fetched,
         Err(error) => {
-            lease.fail(Failure::Source(error.to_string().into()));
-            let why = if error.is_refusal() { Why::Refused } else { Why::UpstreamFailed };
-            client.record.settle(Outcome::Miss, why, None);
+            let error = Arc::new(error);
+            lease.fail(Failure::NoAnswer(error.clone()));
+            client.record.settle(Outcome::Miss, why_failed(&error), None);
             return upstream_failed(worker, client, request, &error).await;
         }
     };
@@ -429,10 +434,22 @@ pub fn digest_of(worker: &Worker, request: &Request) -> Option<Digest> {
     }
 }
 
+fn why_failed(error: &FetchError) -> Why {
+    if error.is_refusal() { Why::Refused } else { Why::UpstreamFailed }
+}
+
+/// Answers whoever joined a fill that came to no head, as whoever began it is answered.
 async fn joined_failure(client: &Client, request: &Request, why: &Failure) -> Result<(), End> {
-    client.record.settle(Outcome::Joined, Why::Collapsed, None);
-    let message = format!("upstream: {why}");
-    request.answer(client, &Answer::new(503, "UPSTREAM_UNAVAILABLE", message)).await
+    let error = match why {
+        Failure::NoAnswer(error) => error.downcast_ref::<FetchError>(),
+        _ => None,
+    };
+    client.record.settle(Outcome::Joined, error.map_or(Why::Collapsed, why_failed), None);
+    let answer = error.map_or_else(
+        || Answer::new(503, "UPSTREAM_UNAVAILABLE", format!("upstream: {why}")),
+        FetchError::answer,
+    );
+    request.answer(client, &answer).await
 }
 
 /// Whether this client may have an entry. Those without a digest were admitted for everybody.

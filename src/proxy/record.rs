@@ -94,7 +94,7 @@ pub enum Why {
     Unsettled,
     /// What is stored may not be this client's.
     Private,
-    /// A fill from another registry, not yet proven.
+    /// A fill from another registry, not yet proven, or failed.
     OtherRegistry,
     /// What is stored has not the media type of a manifest.
     MediaType,

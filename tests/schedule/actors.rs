@@ -23,6 +23,7 @@ fn word(why: &Failure) -> &'static str {
         Failure::Length => "length",
         Failure::Source(_) => "source",
         Failure::Storage(_) => "storage",
+        Failure::NoAnswer(_) => "no answer",
         Failure::NeverBegun => "never begun",
     }
 }
@@ -211,8 +212,8 @@ async fn hold(mut held: Held) -> Option<Reader> {
             lease.decline();
             State::Declined
         } else {
-            lease.fail(Failure::Source("refused".into()));
-            State::Failed("source")
+            lease.fail(Failure::NoAnswer(Arc::new(CacheError::Busy)));
+            State::Failed("no answer")
         };
         world.model.borrow_mut().end_lease(held.generation, state);
         return None;
