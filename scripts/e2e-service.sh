@@ -2,7 +2,8 @@
 # e2e-service.sh [BINARY]: contrib/discobot-proxy.service, installed by the very steps of README.md
 # and run by this machine's systemd, which is started in namespaces of its own. The unit verifies,
 # systemd finds it little exposed, and its sandboxing leaves the proxy what it needs: to start, to
-# look a name up, a miss, a hit, to reopen its log, to be started again, to stop.
+# look a name up, a miss, a hit, to reopen its log, to be started again, to stop. Restarts lose no
+# connection; a proxy that hangs is started anew.
 #
 # BINARY is target/release/discobot-proxy where none is named, built first. Root, cgroup v2.
 set -euo pipefail
@@ -44,6 +45,8 @@ main() {
   start
   serve
   command
+  restarts
+  hangs
   privileged
   end
   echo "e2e-service.sh: all well"
@@ -109,11 +112,11 @@ there() {
 start() {
   local steps
   steps=$(sed -n '/^## As a service$/,/^```$/{/^```sh$/,/^```$/{/^```/!p}}' "$here/../README.md")
-  grep -q 'systemctl enable --now discobot-proxy' <<<"$steps" || fail "README.md has no such steps"
+  grep -q 'systemctl enable --now discobot-proxy.socket' <<<"$steps" || fail "README.md has no such steps"
   there sh -euc "cd /run/build
 $steps" 2>/dev/null
   local complaints
-  complaints=$(there systemd-analyze verify /etc/systemd/system/discobot-proxy.service 2>&1) &&
+  complaints=$(there systemd-analyze verify /etc/systemd/system/discobot-proxy.{service,socket} 2>&1) &&
     [ -z "$complaints" ] || fail "systemd-analyze verify: $complaints"
 
   local exposure
@@ -127,7 +130,7 @@ $steps" 2>/dev/null
 
 # Under all restrictions, and as though there were none.
 serve() {
-  local pid status body path
+  local pid status body
   pid=$(there systemctl show --property MainPID --value discobot-proxy)
   status=$(there cat "/proc/$pid/status")
   for line in CapPrm:0000000000000000 CapEff:0000000000000000 CapBnd:0000000000000000 \
@@ -176,6 +179,63 @@ command() {
     there cmp - /var/lib/discobot-proxy/certs/ca.crt || fail "the command shows another CA"
 }
 
+# New connections all the while, each of which must be answered.
+restarts() {
+  local round asking
+  : >"$scratch/asked"
+  there sh -euc "ask() {
+    while [ ! -e /run/enough ]; do
+      curl --silent --show-error --fail --max-time 30 --proxy http://127.0.0.1:17080 \
+        --output /dev/null http://$REGISTRY:5000$path
+      echo
+    done
+  }
+  ask & one=\$!
+  ask & two=\$!
+  ask
+  wait \$one
+  wait \$two" >>"$scratch/asked" 2>&1 &
+  asking=$!
+  for round in 1 2 3 4 5; do
+    more_answers "$asking"
+    # systemd counts starts, and so many in a row are too many.
+    there systemctl reset-failed discobot-proxy
+    there systemctl restart discobot-proxy
+  done
+  more_answers "$asking"
+  there systemctl reset-failed discobot-proxy
+  there touch /run/enough
+  wait "$asking" || fail "a connection was lost in a restart: $(tail -n 1 "$scratch/asked")"
+}
+
+# more_answers PID: some more than there are.
+more_answers() {
+  await "$1" 'answers come' answers "$(($(wc -l <"$scratch/asked") + 5))"
+}
+
+answers() {
+  [ "$(wc -l <"$scratch/asked")" -ge "$1" ]
+}
+
+hangs() {
+  local edit=/run/systemd/system/discobot-proxy.service.d/watchdog.conf pid
+  there install -D -m 644 /dev/stdin "$edit" <<<$'[Service]\nWatchdogSec=1s\nTimeoutAbortSec=1s'
+  there systemctl daemon-reload
+  there systemctl restart discobot-proxy
+  pid=$(there systemctl show --property MainPID --value discobot-proxy)
+  # Several times the watchdog's patience.
+  sleep 4
+  [ "$(there systemctl show --property MainPID --value discobot-proxy)" = "$pid" ] ||
+    fail "the watchdog ended a proxy that was well"
+  there kill -STOP "$pid"
+  await "$shell" 'a proxy that hangs is started again' started_again
+  await "$shell" 'the proxy is back' healthy
+  there rm "$edit"
+  there systemctl daemon-reload
+  there systemctl restart discobot-proxy
+  there systemctl reset-failed discobot-proxy
+}
+
 # A port that takes a privilege is to be had for that one alone.
 privileged() {
   local edit=/etc/systemd/system/discobot-proxy.service.d/override.conf
@@ -187,11 +247,14 @@ CapabilityBoundingSet=CAP_NET_BIND_SERVICE
 PrivateUsers=no
 UNIT
   there systemctl daemon-reload
-  there systemctl restart discobot-proxy
+  # Or its port would be the service's.
+  there systemctl stop discobot-proxy.socket discobot-proxy
+  there systemctl start discobot-proxy
   await "$shell" 'the proxy listens on port 80' there curl --silent --fail http://127.0.0.1:80/
   there rm "$edit"
   there systemctl daemon-reload
-  there systemctl restart discobot-proxy
+  there systemctl stop discobot-proxy
+  there systemctl start discobot-proxy.socket discobot-proxy
   await "$shell" 'the proxy is back' healthy
 }
 
@@ -202,7 +265,7 @@ end() {
   there systemctl kill --signal KILL discobot-proxy
   await "$shell" 'the proxy is started again' started_again
   await "$shell" 'the proxy serves again' healthy
-  there systemctl stop discobot-proxy
+  there systemctl stop discobot-proxy.socket discobot-proxy
   [ "$(result)" = success,0 ] || fail "its end was $(result)"
   # A wrong configuration is not tried again and again.
   there systemctl reset-failed

@@ -13,7 +13,9 @@ use discobot_proxy::logging::LogOutput;
 use discobot_proxy::net::Ca;
 use discobot_proxy::policy::Policy;
 use discobot_proxy::proxy::{Users, refuse_own_parent};
-use discobot_proxy::server::{Server, StartError, ca_options, open_doors, upstream_tls};
+use discobot_proxy::server::{
+    Event, Server, StartError, ca_options, open_doors, tell, upstream_tls,
+};
 use discobot_proxy::sys::process::{self, Signal};
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -192,12 +194,15 @@ fn run(config: Config) -> ExitCode {
         Err(error) => return complain(1, &error),
     };
     say_ready(&server);
+    tell(Event::Ready);
     loop {
         match process::wait_signal() {
             Ok(Signal::Reopen) => {
+                tell(Event::Reloading);
                 log.reopen();
                 tracing::info!("log reopened");
                 server.reload();
+                tell(Event::Ready);
             }
             Ok(Signal::Stop) => break,
             Err(error) => {
@@ -206,6 +211,7 @@ fn run(config: Config) -> ExitCode {
             }
         }
     }
+    tell(Event::Stopping);
     tracing::info!("stopping: running transfers may finish, a second signal ends them");
     let stop = server.stop();
     std::thread::spawn(move || {

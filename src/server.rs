@@ -4,13 +4,15 @@
 //! last.
 
 mod accept;
+mod bound;
 mod clients;
 mod helpers;
+mod manager;
 mod stop;
 mod trust;
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -19,12 +21,15 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use monoio::{IoUringDriver, LegacyDriver, RuntimeBuilder};
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::Socket;
 use thiserror::Error;
 
 use self::accept::{Crowd, accept_admin, accept_clients, listen};
+use self::bound::Bound;
 use self::clients::Clients;
 use self::helpers::Helpers;
+pub use self::manager::{Event, tell};
+use self::manager::{Heart, watch};
 pub use self::stop::Stop;
 use self::stop::{AT_ONCE, STOPPING};
 pub use self::trust::{ca_options, open_doors, upstream_tls};
@@ -68,6 +73,9 @@ pub enum StartError {
     /// The secret of grants can't be read or made.
     #[error("tls.cert_dir can't be used: {0}")]
     Access(io::Error),
+    /// The sockets that the service manager handed over won't do.
+    #[error("the sockets handed over (LISTEN_FDS) can't be used: {0}")]
+    Passed(io::Error),
     /// A port can't be listened on.
     #[error("{key}: can't listen on {address}: {why}")]
     Listen {
@@ -100,6 +108,16 @@ pub struct Server {
     cache: Cache,
     access: Option<Arc<Access>>,
     users: Option<Arc<Users>>,
+}
+
+/// What one worker thread alone is given.
+struct Own {
+    /// Those it takes clients from.
+    sockets: Vec<Socket>,
+    /// The admin listener's, for the worker that has it.
+    admin: Option<Socket>,
+    /// Beats for as long as the worker turns, where somebody wants to know.
+    heart: Option<Heart>,
 }
 
 /// What every worker thread is given.
@@ -226,12 +244,16 @@ fn start_workers(
 ) -> Result<(&'static str, Vec<JoinHandle<()>>), StartError> {
     let (ready, started) = channel();
     let mut threads = Vec::new();
+    let mut hearts = Vec::new();
     let mut admin = Some(bound.admin_socket);
     for (n, sockets) in bound.sockets.into_iter().enumerate() {
-        let (shared, ready, admin) = (shared.clone(), ready.clone(), admin.take());
+        let heart = Heart::wanted();
+        hearts.extend(heart.clone());
+        let own = Own { sockets, admin: admin.take(), heart };
+        let (shared, ready) = (shared.clone(), ready.clone());
         let thread = std::thread::Builder::new()
             .name(format!("worker-{n}"))
-            .spawn(move || work(&shared, sockets, admin, &ready));
+            .spawn(move || work(&shared, own, &ready));
         threads.push(thread.map_err(StartError::Worker)?);
     }
     drop(ready);
@@ -240,6 +262,7 @@ fn start_workers(
         let started = started.recv().map_err(io::Error::other);
         driver = started.and_then(|started| started).map_err(StartError::Worker)?;
     }
+    watch(hearts).map_err(StartError::Worker)?;
     Ok((driver, threads))
 }
 
@@ -294,79 +317,8 @@ fn pseudonym() -> String {
     format!("discobot-{:08x}", RandomState::new().hash_one(std::process::id()) as u32)
 }
 
-/// Sockets that are bound and do not listen yet.
-struct Bound {
-    proxy: Vec<SocketAddr>,
-    admin: SocketAddr,
-    /// For each worker, one per address.
-    sockets: Vec<Vec<Socket>>,
-    admin_socket: Socket,
-}
-
-impl Bound {
-    fn bind(config: &Config, workers: usize) -> Result<Bound, StartError> {
-        let mut proxy = Vec::new();
-        let mut sockets: Vec<Vec<Socket>> = (0..workers).map(|_| Vec::new()).collect();
-        let mut port = config.proxy.port;
-        for ip in &config.proxy.bind {
-            let mut address = SocketAddr::new(*ip, port);
-            if port != 0 {
-                // Another proxy of the same user would share the port with us, unnoticed.
-                bind(PROXY, address, false, config)?;
-            }
-            for sockets in &mut sockets {
-                let socket = bind(PROXY, address, true, config)?;
-                address.set_port(port_of(PROXY, &socket, address)?);
-                sockets.push(socket);
-            }
-            port = address.port();
-            proxy.push(address);
-        }
-        let address = SocketAddr::new(config.proxy.api_bind, config.proxy.api_port);
-        let admin_socket = bind(ADMIN, address, false, config)?;
-        let port = port_of(ADMIN, &admin_socket, address)?;
-        let admin = SocketAddr::new(address.ip(), port);
-        Ok(Bound { proxy, admin, sockets, admin_socket })
-    }
-}
-
-/// The keys that say where is listened.
-const PROXY: &str = "proxy.port";
-const ADMIN: &str = "proxy.api_port";
-
-fn bind(
-    key: &'static str,
-    address: SocketAddr,
-    share: bool,
-    config: &Config,
-) -> Result<Socket, StartError> {
-    let bind = || {
-        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-        socket.set_reuse_address(true)?;
-        socket.set_reuse_port(share)?;
-        if address.is_ipv6() {
-            // "::" alone takes IPv4 clients too, as nginx and Docker do; beside "0.0.0.0" it can't.
-            let beside = config.proxy.bind.iter().any(IpAddr::is_ipv4);
-            socket.set_only_v6(beside)?;
-        }
-        socket.bind(&address.into())?;
-        Ok(socket)
-    };
-    bind().map_err(|why| StartError::Listen { key, address, why })
-}
-
-fn port_of(key: &'static str, socket: &Socket, address: SocketAddr) -> Result<u16, StartError> {
-    let local = socket.local_addr().map_err(|why| StartError::Listen { key, address, why })?;
-    Ok(local.as_socket().map_or(address.port(), |local| local.port()))
-}
-
 /// One worker thread, from its runtime's start to its end.
-fn work(
-    shared: &Shared,
-    sockets: Vec<Socket>,
-    admin: Option<Socket>,
-    ready: &Sender<io::Result<&'static str>>,
-) {
+fn work(shared: &Shared, own: Own, ready: &Sender<io::Result<&'static str>>) {
     let helpers = || Box::new(shared.helpers.clone());
     let uring = if monoio::utils::detect_uring() {
         let builder = RuntimeBuilder::<IoUringDriver>::new();
@@ -378,12 +330,12 @@ fn work(
     let say = |started| drop(ready.send(started));
     match uring {
         Some(mut runtime) => {
-            runtime.block_on(run(shared, sockets, admin, "io_uring", say));
+            runtime.block_on(run(shared, own, "io_uring", say));
         }
         None => {
             let builder = RuntimeBuilder::<LegacyDriver>::new();
             match builder.enable_timer().attach_thread_pool(helpers()).build() {
-                Ok(mut runtime) => runtime.block_on(run(shared, sockets, admin, "epoll", say)),
+                Ok(mut runtime) => runtime.block_on(run(shared, own, "epoll", say)),
                 Err(error) => say(Err(error)),
             }
         }
@@ -392,8 +344,7 @@ fn work(
 
 async fn run(
     shared: &Shared,
-    sockets: Vec<Socket>,
-    admin: Option<Socket>,
+    own: Own,
     driver: &'static str,
     say: impl FnOnce(io::Result<&'static str>),
 ) {
@@ -402,19 +353,25 @@ async fn run(
     // The epoll driver tries its calls and waits only then; the io_uring one wants them to wait.
     let nonblocking = driver != "io_uring";
     let listen = |socket: Socket| listen(socket, nonblocking);
-    let listening: io::Result<Vec<_>> = sockets.into_iter().map(listen).collect();
+    let listening: io::Result<Vec<_>> = own.sockets.into_iter().map(listen).collect();
     let (listeners, admin) =
-        match listening.and_then(|all| Ok((all, admin.map(listen).transpose()?))) {
+        match listening.and_then(|all| Ok((all, own.admin.map(listen).transpose()?))) {
             Ok(listening) => listening,
             Err(error) => return say(Err(error)),
         };
+    let mut accepting = Vec::new();
     for listener in listeners {
-        monoio::spawn(accept_clients(Rc::clone(&worker), listener, shared.crowd.clone()));
+        let clients = accept_clients(Rc::clone(&worker), listener, shared.crowd.clone());
+        accepting.push(monoio::spawn(clients));
     }
     if let Some(listener) = admin {
         monoio::spawn(save_now_and_then(shared.access.clone()));
         let most = shared.config.limits.max_admin_connections;
-        monoio::spawn(accept_admin(Rc::new(admin_of(shared, &drain, driver)), listener, most));
+        let admin = Rc::new(admin_of(shared, &drain, driver));
+        accepting.push(monoio::spawn(accept_admin(admin, listener, most)));
+    }
+    if let Some(heart) = own.heart {
+        monoio::spawn(heart.beat());
     }
     say(Ok(driver));
     let sweeping = Rc::clone(&worker);
@@ -429,6 +386,9 @@ async fn run(
     // Of all cores: a fill of this one may have its readers on others.
     let open = || shared.stats.connections.load(Ordering::Relaxed);
     let all_gone = async {
+        for accepting in accepting {
+            accepting.await;
+        }
         while open() > 0 {
             monoio::time::sleep(Duration::from_millis(10)).await;
         }

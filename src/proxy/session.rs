@@ -20,6 +20,10 @@ const LINGER_TIME: Duration = Duration::from_secs(30);
 /// How long it may be silent meanwhile.
 const LINGER_SILENCE: Duration = Duration::from_secs(2);
 
+/// How long the first request of a connection is waited for once the proxy is stopping: its client
+/// has just come and is about to send it. Between two requests nobody is waited for.
+const LAST_CALL: Duration = Duration::from_secs(1);
+
 /// A client on an open connection.
 pub struct Client {
     /// The connection.
@@ -135,7 +139,13 @@ async fn requests(worker: &Rc<Worker>, client: &Client) -> End {
     loop {
         let next =
             client.conn.request_head(&limits.heads, limits.idle_timeout, limits.header_timeout);
-        let head = match race(next, worker.drain.begun()).await {
+        let stopping = async {
+            worker.drain.begun().await;
+            if left == limits.max_requests {
+                monoio::time::sleep(LAST_CALL).await;
+            }
+        };
+        let head = match race(next, stopping).await {
             Either::Left(Ok(Some(head))) => head,
             Either::Left(Ok(None)) => return End::Idle,
             Either::Left(Err(error)) => return unreadable(worker, client, &error).await,

@@ -2,11 +2,13 @@
 
 use std::cell::Cell;
 use std::io;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use monoio::io::Canceller;
 use monoio::net::TcpListener;
 use socket2::Socket;
 
@@ -96,20 +98,30 @@ pub fn listen(socket: Socket, nonblocking: bool) -> io::Result<TcpListener> {
 }
 
 async fn accept(drain: &Drain, listener: TcpListener, each: impl AsyncFn(Conn)) {
+    let mut canceller = Canceller::new();
     let mut complained = false;
-    loop {
-        match race(listener.accept(), drain.begun()).await {
-            Either::Left(Ok((io, peer))) => {
+    while !drain.has_begun() {
+        let mut next = pin!(listener.cancelable_accept(canceller.handle()));
+        let accepted = match race(next.as_mut(), drain.begun()).await {
+            Either::Left(accepted) => accepted,
+            // A connection that the kernel had taken in already is served like those before it.
+            Either::Right(()) => {
+                canceller = canceller.cancel();
+                next.await
+            }
+        };
+        match accepted {
+            Ok((io, peer)) => {
                 complained = false;
                 each(Conn::plain(io, peer, Duration::from_secs(1))).await;
             }
-            Either::Left(Err(error)) => {
+            Err(_) if drain.has_begun() => {}
+            Err(error) => {
                 if !std::mem::replace(&mut complained, true) {
                     tracing::error!(%error, "connections can't be accepted");
                 }
                 monoio::time::sleep(ACCEPT_PAUSE).await;
             }
-            Either::Right(()) => return,
         }
     }
 }

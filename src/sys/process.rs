@@ -1,6 +1,9 @@
 //! Calls on the process as a whole: signals and limits.
 
 use std::io;
+use std::os::fd::BorrowedFd;
+
+use socket2::Socket;
 
 /// The signals the proxy answers to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,6 +84,17 @@ pub fn forbid_core_dumps() -> io::Result<()> {
         return Err(io::Error::last_os_error());
     }
     Ok(())
+}
+
+/// The sockets that the service manager handed over to this process, by sd_listen_fds(3): further
+/// descriptors of theirs, since those handed over have no owner among us.
+pub fn passed_sockets() -> io::Result<Vec<Socket>> {
+    let clone = |fd| {
+        // SAFETY: the environment says that this descriptor was opened for this process, which
+        // never closes it.
+        unsafe { BorrowedFd::borrow_raw(fd) }.try_clone_to_owned().map(Socket::from)
+    };
+    sd_notify::listen_fds()?.map(clone).collect()
 }
 
 #[cfg(test)]
