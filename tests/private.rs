@@ -2,6 +2,7 @@
 
 mod support;
 
+use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 
 use serde_json::json;
@@ -186,7 +187,7 @@ fn a_killed_proxy_remembers_what_is_public() {
     let path = public(&origin, &body);
     ask(&proxy, &origin, &path, "Bearer one").assert_is(&body);
     wait_until("the repository's place in the file", || {
-        let saved = std::fs::read_to_string(setup.path("cache/public")).unwrap_or_default();
+        let saved = fs::read_to_string(setup.path("cache/public")).unwrap_or_default();
         (saved.lines().count() == 3).then_some(())
     });
     proxy.kill();
@@ -311,10 +312,10 @@ fn the_secret_and_the_grants_are_nobodys_to_read() {
     let body = fresh_body(10_000);
     let path = private(&origin, "team/app", &body, MINE);
     ask(&proxy, &origin, &path, MINE).assert_is(&body);
-    let secret = std::fs::metadata(setup.path("certs/grants.key")).expect("the secret");
+    let secret = fs::metadata(setup.path("certs/grants.key")).expect("the secret");
     assert_eq!(secret.permissions().mode() & 0o777, 0o600);
     let meta = setup.blob(&format!("{}.meta", body.sha256()));
-    let meta = String::from_utf8_lossy(&std::fs::read(meta).expect("a .meta")).into_owned();
+    let meta = String::from_utf8_lossy(&fs::read(meta).expect("a .meta")).into_owned();
     assert!(!meta.contains("mine") && !meta.contains("team/app"), "{meta}");
     let again = ask(&proxy, &origin, &path, MINE);
     assert!(again.field("X-Discobot-Source").is_none(), "{again:?}");
@@ -341,7 +342,7 @@ fn clients_to_be_fetched_for_never_make_more_than_one_fill() {
             .collect();
         gate.wait_arrivals(8);
         assert_eq!(proxy.stat("fills"), 1);
-        let parts = std::fs::read_dir(setup.path("cache/partial")).expect("partial").count();
+        let parts = fs::read_dir(setup.path("cache/partial")).expect("partial").count();
         assert_eq!(parts, 1, "the others pass and write nothing");
         gate.open();
         for client in clients {
@@ -480,4 +481,20 @@ fn what_was_proven_a_day_ago_counts_no_longer_when_the_registry_is_down() {
     own_error(&hidden, MINE);
     own_error(&public, OTHERS);
     proxy.get(&origin, &public).assert_own_error(&[503]);
+}
+
+#[test]
+fn a_secret_of_grants_that_others_may_read_is_refused() {
+    let setup = verifying();
+    setup.start().stop();
+    let secret = setup.path("certs/grants.key");
+    for mode in [0o640, 0o604, 0o660] {
+        fs::set_permissions(&secret, Permissions::from_mode(mode)).expect("chmod");
+        let refused = setup.run_config();
+        assert_eq!(refused.code, Some(1), "{refused:?}");
+        let said = format!("grants.key: mode {mode:04o} lets others");
+        assert!(refused.stderr.contains(&said), "{refused:?}");
+    }
+    fs::set_permissions(&secret, Permissions::from_mode(0o400)).expect("chmod");
+    setup.start().stop();
 }

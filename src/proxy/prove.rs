@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::future::poll_fn;
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -104,7 +104,14 @@ pub fn random_bytes() -> io::Result<[u8; 32]> {
 fn read_secret(path: &Path) -> io::Result<Secret> {
     let mut bytes = [0; 32];
     match fs::File::open(path) {
-        Ok(mut file) => file.read_exact(&mut bytes)?,
+        Ok(mut file) => {
+            let mode = file.metadata()?.permissions().mode() & 0o777;
+            if mode & 0o077 != 0 {
+                let why = "lets others at the secret of grants; run chmod 600 on it, or remove it";
+                return Err(io::Error::other(format!("mode {mode:04o} {why}")));
+            }
+            file.read_exact(&mut bytes)?;
+        }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             bytes = random_bytes()?;
             let mut options = fs::OpenOptions::new();
