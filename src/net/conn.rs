@@ -188,8 +188,15 @@ impl Conn {
         idle: Duration,
         whole: Duration,
     ) -> Result<Option<RequestHead>, NetError> {
-        if self.unused() == 0 && self.more_within(idle, "the next request").await? == 0 {
-            return Ok(None);
+        if self.unused() == 0 {
+            let (begun, what) = (Instant::now(), "the next request");
+            if !self.has_ended() {
+                // As a rule nothing is there yet: a read would be in vain.
+                self.until_readable(begun, idle, what).await?;
+            }
+            if self.more_within(begun, idle, what).await? == 0 {
+                return Ok(None);
+            }
         }
         let parse = |buf: &[u8]| parse_request(buf, limits);
         self.head(whole, "the request's head", Retry::new(limits), parse).await.map(Some)
@@ -208,7 +215,7 @@ impl Conn {
         mut retry: Retry,
         parse: impl Fn(&[u8]) -> Result<Parsed<T>, crate::http::Malformed>,
     ) -> Result<T, NetError> {
-        let begun = Instant::now();
+        let mut begun = None;
         let mut ended = false;
         loop {
             let parsed = self.peek(|buf| {
@@ -222,11 +229,8 @@ impl Conn {
             if ended {
                 return Err(NetError::Closed);
             }
-            let left = limit.saturating_sub(begun.elapsed());
-            ended = match self.more_within(left, what).await {
-                Err(NetError::TimedOut { .. }) => return Err(NetError::TimedOut { what, limit }),
-                more => more? == 0,
-            };
+            let begun = *begun.get_or_insert_with(Instant::now);
+            ended = self.more_within(begun, limit, what).await? == 0;
         }
     }
 
@@ -247,7 +251,7 @@ impl Conn {
 
     /// Reads at least one more byte for [`Conn::peek`]; 0 at the end of the stream.
     pub async fn more(&self) -> Result<usize, NetError> {
-        self.more_within(self.patience.get(), "the next byte").await
+        self.more_within(Instant::now(), self.patience.get(), "the next byte").await
     }
 
     /// Appends to `out` what was read already, or else what the peer sends next, at most `max`
@@ -283,6 +287,12 @@ impl Conn {
     /// Whether the stream ended as its protocol asks: TLS with its closing alert.
     pub fn ended_clean(&self) -> bool {
         self.rx.borrow().end == Some(End::Clean)
+    }
+
+    /// Whether no byte can come any more, as far as is known without a read.
+    fn has_ended(&self) -> bool {
+        self.rx.borrow().end.is_some()
+            || self.tls.as_ref().is_some_and(|tls| tls.borrow().said_goodbye())
     }
 
     /// Whether an idle connection is still good: open, and silent.
@@ -406,9 +416,14 @@ impl Conn {
         }
     }
 
-    async fn more_within(&self, limit: Duration, what: &'static str) -> Result<usize, NetError> {
+    /// Reads more, `limit` from `begun` on; 0 at the end of the stream.
+    async fn more_within(
+        &self,
+        begun: Instant,
+        limit: Duration,
+        what: &'static str,
+    ) -> Result<usize, NetError> {
         self.take_turns().await;
-        let begun = Instant::now();
         loop {
             match self.receive_more() {
                 Ok(got) => return Ok(got),
