@@ -535,6 +535,28 @@ fn a_file_shortened_or_grown_is_noticed_before_a_byte_of_it_is_sent() {
 }
 
 #[test]
+fn a_body_served_from_memory_is_right_and_its_file_is_looked_at_now_and_then() {
+    let setup = Setup::new();
+    let proxy = setup.start();
+    let origin = Origin::http(names::SECOND);
+    for damage in DAMAGES {
+        let body = fresh_body(10_000);
+        let path = blob_path("lab/img", &body);
+        origin.get(&path, Answer::ok(&body));
+        proxy.get(&origin, &path).assert_is(&body);
+        proxy.get(&origin, &path).assert_hit();
+        damage(&setup.blob(&body.sha256()));
+        wait_until("the damage is noticed", || {
+            let response = proxy.get(&origin, &path);
+            response.assert_is(&body);
+            (origin.count("GET", &path) == 2).then_some(())
+        });
+        proxy.get(&origin, &path).assert_hit();
+        assert_eq!(sha256_of(&setup.blob(&body.sha256())), body.sha256());
+    }
+}
+
+#[test]
 fn a_file_cut_in_mid_transfer_ends_the_transfer_and_is_fetched_anew() {
     let setup = Setup::new();
     let proxy = setup.start();

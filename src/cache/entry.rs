@@ -6,9 +6,12 @@
 //!
 //! Wakers and a std mutex are all that is used: no runtime, and a test can poll it by hand.
 
+use std::any::Any;
 use std::fs::File;
-use std::os::unix::fs::MetadataExt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::SystemTime;
 
@@ -22,6 +25,12 @@ pub const HELD_BACK: u64 = 16 * 1024;
 /// a head.
 pub type Filler = [u8; 16];
 
+/// A complete body of this many bytes at most is kept in memory for as long as its file is open.
+pub const KEPT_MAX: u64 = 16 * 1024;
+
+/// How long it is served from there, in milliseconds, before its file is looked at again.
+const UNSEEN_MS_MAX: u64 = 100;
+
 /// The bytes of an entry and what goes with them.
 #[derive(Debug)]
 pub struct Body {
@@ -31,6 +40,50 @@ pub struct Body {
     pub head: Box<[u8]>,
     /// When the bytes were stored, or began to be.
     pub stored: SystemTime,
+    kept: OnceLock<Box<[u8]>>,
+    /// When the file was found as it should be, in milliseconds since 1970.
+    seen_ms: AtomicU64,
+    prepared: OnceLock<Box<dyn Any + Send + Sync>>,
+}
+
+impl Body {
+    pub(super) fn new(file: File, head: Box<[u8]>, stored: SystemTime) -> Body {
+        let (kept, prepared) = (OnceLock::new(), OnceLock::new());
+        Body { file, head, stored, kept, seen_ms: AtomicU64::new(0), prepared }
+    }
+
+    /// All `len` bytes of a complete body, read once and kept; `None` where that is too many.
+    pub fn kept(&self, len: u64) -> io::Result<Option<&[u8]>> {
+        if let Some(bytes) = self.kept.get() {
+            return Ok(Some(bytes));
+        }
+        if len > KEPT_MAX {
+            return Ok(None);
+        }
+        let mut bytes = vec![0; len as usize];
+        self.file.read_exact_at(&mut bytes, 0)?;
+        Ok(Some(self.kept.get_or_init(|| bytes.into())))
+    }
+
+    /// What the user of the cache has made of the head, made once. `None` if that is not always of
+    /// the same type.
+    pub fn prepared<T: Any + Send + Sync>(&self, make: impl FnOnce(&Body) -> T) -> Option<&T> {
+        self.prepared.get_or_init(|| Box::new(make(self))).downcast_ref()
+    }
+
+    /// Whether the file still has its name and its `len` bytes. Looked at it is each time for
+    /// whoever will read it, and now and then while it is served from memory.
+    fn is_intact(&self, len: u64, now_ms: u64) -> bool {
+        let lately = self.seen_ms.load(Ordering::Relaxed).abs_diff(now_ms) < UNSEEN_MS_MAX;
+        if lately && self.kept.get().is_some() {
+            return true;
+        }
+        let intact = self.file.metadata().is_ok_and(|file| file.len() == len && file.nlink() > 0);
+        if intact {
+            self.seen_ms.store(now_ms, Ordering::Relaxed);
+        }
+        intact
+    }
 }
 
 /// How far an entry is. One way only: `Pending`, `Growing`, then one of the endings.
@@ -111,9 +164,9 @@ impl Entry {
 
     /// Whether the file of a complete entry still has its name and its length: somebody may have
     /// removed or cut it behind our back.
-    pub(super) fn is_intact(&self) -> bool {
+    pub(super) fn is_intact(&self, now_ms: u64) -> bool {
         let Phase::Complete { body, len } = self.phase() else { return true };
-        body.file.metadata().is_ok_and(|file| file.len() == len && file.nlink() > 0)
+        body.is_intact(len, now_ms)
     }
 
     /// Says that the entry was removed while its fill runs: it is delivered and then forgotten.

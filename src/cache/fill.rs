@@ -85,7 +85,7 @@ impl Lease {
             }
         };
         let stored = SystemTime::now();
-        let body = Arc::new(Body { file, head: head.into(), stored });
+        let body = Arc::new(Body::new(file, head.into(), stored));
         self.entry.advance(Phase::Growing { body: Arc::clone(&body), written: 0, len });
         let hasher = digest.as_ref().map(|digest| Hasher::new(digest.algorithm()));
         let entry = Arc::clone(&self.entry);
@@ -315,7 +315,7 @@ fn store(
     // Whoever finds it from here on finds it complete; this fill's own readers are told later. By a
     // file that is open for reading alone, where there is a descriptor for it.
     let kept = match inner.disk.open_body(entry.key()) {
-        Ok(file) => Arc::new(Body { file, head: body.head.clone(), stored: body.stored }),
+        Ok(file) => Arc::new(Body::new(file, body.head.clone(), body.stored)),
         Err(_) => Arc::clone(body),
     };
     let stored = Entry::complete(entry.key().clone(), kept, len);

@@ -220,9 +220,10 @@ impl Cache {
     /// Finds `key`, or gives `filler` the lease to fill it.
     pub async fn lookup(&self, key: &Key, filler: Filler) -> Result<Lookup, CacheError> {
         for _ in 0..LOOKUPS_MAX {
-            match self.look(key, filler) {
+            let now_ms = now_ms();
+            match self.look(key, filler, now_ms) {
                 Looked::Settled(lookup) => return Ok(lookup),
-                Looked::Open(entry) if entry.is_intact() => {
+                Looked::Open(entry) if entry.is_intact(now_ms) => {
                     return Ok(Lookup::Hit(Reader::new(entry)));
                 }
                 Looked::OnDisk | Looked::Open(_) => {
@@ -241,9 +242,10 @@ impl Cache {
     /// Finds `key` where it is stored; never gives out a lease and never waits for a fill.
     pub async fn peek(&self, key: &Key) -> Result<Option<Reader>, CacheError> {
         let scanning = self.inner.scanning.load(Ordering::Acquire);
-        let found = self.inner.index().lookup(key, now_ms());
+        let now_ms = now_ms();
+        let found = self.inner.index().lookup(key, now_ms);
         match found {
-            Found::Open(entry) if entry.is_intact() => Ok(Some(Reader::new(entry))),
+            Found::Open(entry) if entry.is_intact(now_ms) => Ok(Some(Reader::new(entry))),
             Found::Open(_) | Found::Closed => Ok(self.load(key).await?.map(Reader::new)),
             Found::Absent if scanning => Ok(self.load(key).await?.map(Reader::new)),
             Found::Absent | Found::Filling(_) => Ok(None),
@@ -307,10 +309,10 @@ impl Cache {
         self.janitor.stop();
     }
 
-    fn look(&self, key: &Key, filler: Filler) -> Looked {
+    fn look(&self, key: &Key, filler: Filler, now_ms: u64) -> Looked {
         let scanning = self.inner.scanning.load(Ordering::Acquire);
         let mut index = self.inner.index();
-        match index.lookup(key, now_ms()) {
+        match index.lookup(key, now_ms) {
             Found::Open(entry) => Looked::Open(entry),
             Found::Filling(entry) => Looked::Settled(Lookup::Join(Reader::new(entry))),
             Found::Closed => Looked::OnDisk,
@@ -381,7 +383,9 @@ impl Inner {
         }
         match self.disk.load(key) {
             Ok(loaded) => {
-                let body = Body { file: loaded.file, head: loaded.head, stored: loaded.stored };
+                let body = Body::new(loaded.file, loaded.head, loaded.stored);
+                // Here it may block; what it fails with is met again where it is sent.
+                let _ = body.kept(loaded.len);
                 let entry = Entry::complete(key.clone(), Arc::new(body), loaded.len);
                 let mut index = self.index();
                 if index.contains(key) {

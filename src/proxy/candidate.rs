@@ -17,11 +17,10 @@ use super::prove::{self, Gate, SOURCE};
 use super::record::Why;
 use super::rest::{Rest, pass_rest};
 use super::session::{Client, End};
-use super::store::{store, strong_etag};
-use crate::cache::{Body, Failure, HELD_BACK, Lease, Lookup, NoHead, NoLease, Reader, Seen};
-use crate::http::{
-    FIELDS_MAX, Fields, Framing, HeadLimits, Parsed, Scheme, Version, parse_response,
-};
+use super::store::store;
+use super::stored::Stored;
+use crate::cache::{Failure, HELD_BACK, Lease, Lookup, NoHead, NoLease, Reader, Seen};
+use crate::http::{Fields, Framing, Scheme, Version};
 use crate::key::{Digest, Key};
 use crate::policy::rights::RepositoryId;
 use crate::policy::{self, Admission, Reason};
@@ -39,13 +38,14 @@ pub async fn head_request(
 ) -> Result<(), End> {
     match worker.cache.peek(key).await {
         Ok(Some(reader)) => {
-            if let Some((seen, stored, source)) = stored_head(&reader)
-                && fits(request, &stored, source.as_ref())
-                && came_from(request, key, source.as_ref())
+            if let Some(seen) = reader.glance()
+                && let Some(stored) = Stored::of(&seen.body)
+                && fits(request, stored)
+                && came_from(request, key, stored.source.as_ref())
                 && let Gate::Public | Gate::Open =
-                    may_have(worker, request, key, source.as_ref()).await
+                    may_have(worker, request, key, stored.source.as_ref()).await
             {
-                return hit(worker, client, request, reader, &seen, &stored).await;
+                return hit(worker, client, request, reader, &seen, stored).await;
             }
         }
         Ok(None) => {}
@@ -126,17 +126,19 @@ async fn stored_answer(
     reader: Reader,
     missed: &impl Fn(),
 ) -> Result<Result<(), End>, Why> {
-    let (seen, stored, source) = stored_head(&reader).ok_or(Why::MediaType)?;
-    if !fits(request, &stored, source.as_ref()) {
+    let seen = reader.glance().ok_or(Why::MediaType)?;
+    let stored = Stored::of(&seen.body).ok_or(Why::MediaType)?;
+    if !fits(request, stored) {
         return Err(Why::MediaType);
     }
-    let gate = may_have(worker, request, key, source.as_ref()).await;
+    let source = stored.source.as_ref();
+    let gate = may_have(worker, request, key, source).await;
     // What was stored from elsewhere says nothing of this repository.
-    if gate == Gate::Open && source.as_ref() == Some(request.repository()) {
+    if gate == Gate::Open && source == Some(request.repository()) {
         prove::note_manifest(worker, request, &seen);
     }
     match gate {
-        Gate::Public | Gate::Open => Ok(hit(worker, client, request, reader, &seen, &stored).await),
+        Gate::Public | Gate::Open => Ok(hit(worker, client, request, reader, &seen, stored).await),
         Gate::Fetch => Err(Why::Private),
         refused => {
             missed();
@@ -200,11 +202,12 @@ async fn hit(
     request: &Request,
     reader: Reader,
     seen: &Seen,
-    stored: &Fields,
+    stored: &Stored,
 ) -> Result<(), End> {
     Stats::add(&worker.stats.hits, 1);
     client.record.settle(Outcome::Hit, Why::Stored, seen.len);
-    deliver(worker, client, request, (reader, seen, stored), Source::Hit).await
+    let source = Source::Hit(&stored.lines);
+    deliver(worker, client, request, (reader, seen, &stored.fields), source).await
 }
 
 async fn join(
@@ -214,19 +217,21 @@ async fn join(
     key: &Key,
     reader: Reader,
 ) -> Result<(), End> {
-    let Some((seen, stored, source)) = stored_head(&reader) else {
+    let seen = reader.glance();
+    let stored = seen.as_ref().and_then(|seen| Some((seen, Stored::of(&seen.body)?)));
+    let Some((seen, stored)) = stored else {
         return pass_miss(worker, client, request, Why::Unsettled).await;
     };
-    match may_have(worker, request, key, source.as_ref()).await {
+    match may_have(worker, request, key, stored.source.as_ref()).await {
         Gate::Public | Gate::Open => {}
         Gate::Fetch => return pass_miss(worker, client, request, Why::Private).await,
         refused => return shut(worker, client, request, refused).await,
     }
-    if !fits(request, &stored, source.as_ref()) {
+    if !fits(request, stored) {
         return pass_miss(worker, client, request, Why::MediaType).await;
     }
-    follow(worker, client, request, (reader, &seen, &stored), (Outcome::Joined, Why::Collapsed))
-        .await
+    let outcome = (Outcome::Joined, Why::Collapsed);
+    follow(worker, client, request, (reader, seen, &stored.fields), outcome).await
 }
 
 /// Answers from a running fill, or past it where that is too far behind.
@@ -337,7 +342,7 @@ async fn deliver(
     client: &Client,
     request: &Request,
     (mut reader, seen, stored): (Reader, &Seen, &Fields),
-    source: Source,
+    source: Source<'_>,
 ) -> Result<(), End> {
     let mut latest = None;
     if source == Source::Miss && seen.len.is_some_and(|len| len <= HELD_BACK) {
@@ -369,7 +374,7 @@ async fn deliver(
             Box::pin(past_cache(worker, client, request)).await
         }
         Err(Undelivered::Entry { why: Failure::Storage(why), at, end, chunked }) => {
-            if source == Source::Hit {
+            if source != Source::Miss {
                 worker.cache.drop_unreadable(reader.key(), &why).await;
             }
             drop(reader);
@@ -481,39 +486,13 @@ async fn shut(
     pass_miss(worker, client, request, Why::Refused).await
 }
 
-/// What is known of an entry whose head is there: the stored fields read back, and the repository
-/// it came from.
-fn stored_head(reader: &Reader) -> Option<(Seen, Fields, Option<RepositoryId>)> {
-    let seen = reader.glance()?;
-    let mut fields = stored_fields(&seen.body)?;
-    let source = fields.get_str(SOURCE).and_then(RepositoryId::parse);
-    fields.remove(SOURCE);
-    Some((seen, fields, source))
-}
-
-fn stored_fields(body: &Body) -> Option<Fields> {
-    const STATUS: &[u8] = b"HTTP/1.1 200 OK\r\n";
-    let head = [STATUS, &body.head, b"\r\n"].concat();
-    // Upstream may have sent as many fields as it may, and ours came on top.
-    let limits = HeadLimits { fields: FIELDS_MAX, ..HeadLimits::with_size(head.len()) };
-    match parse_response(&head, &limits) {
-        Ok(Parsed::Complete { head, .. }) => Some(head.fields),
-        _ => None,
-    }
-}
-
-/// The strong ETag under which upstream gave what an entry holds.
-pub fn stored_etag(body: &Body) -> Option<Arc<str>> {
-    stored_fields(body).as_ref().and_then(strong_etag)
-}
-
 /// Whether stored fields may answer this request. A manifest needs its media type: one that was
 /// fetched as a blob has not, and which only its own registry is believed.
-fn fits(request: &Request, stored: &Fields, source: Option<&RepositoryId>) -> bool {
+fn fits(request: &Request, stored: &Stored) -> bool {
     let is_type = |kind: &[u8]| !kind.eq_ignore_ascii_case(b"application/octet-stream");
     !request.url.path().contains("/manifests/")
-        || stored.get("content-type").is_some_and(is_type)
-            && source.is_some_and(|source| source.shares_registry(request.repository()))
+        || stored.fields.get("content-type").is_some_and(is_type)
+            && stored.source.is_some_and(|source| source.shares_registry(request.repository()))
 }
 
 /// What is kept of the head of a digest's bytes: nothing in which one registry could speak to the

@@ -1,7 +1,9 @@
 //! A reader's bytes to a client: head, then spans as they become readable. Hit, miss, joined miss
 //! and range are all this.
 
-use std::io;
+use std::fmt;
+use std::io::{self, Write as _};
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -23,9 +25,9 @@ const SPAN: u64 = 8 * 1024 * 1024;
 
 /// How the bytes are there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Source {
-    /// A stored entry.
-    Hit,
+pub enum Source<'a> {
+    /// A stored entry; the lines of its head that every hit has.
+    Hit(&'a [u8]),
     /// A fill this request began or joined.
     Miss,
 }
@@ -102,7 +104,7 @@ pub struct Delivery<'a> {
     /// Whether another request may follow.
     pub keep_alive: bool,
     /// How the bytes are there.
-    pub source: Source,
+    pub source: Source<'a>,
 }
 
 /// Why a delivery did not come to its end.
@@ -155,7 +157,7 @@ impl Delivery<'_> {
             && end - start <= ONE_WRITE
             && end <= seen.written
         {
-            let read = read_into(&mut head, &seen.body, start, end - start);
+            let read = self.read_into(&mut head, seen, start..end);
             read.map_err(|error| Undelivered::Unread(error.into()))?;
             conn.write(&head).await.map_err(broken)?;
             self.count(end - start);
@@ -217,10 +219,24 @@ impl Delivery<'_> {
         }
     }
 
+    /// Appends a part of the body, at most [`ONE_WRITE`] bytes.
+    fn read_into(&self, out: &mut Vec<u8>, seen: &Seen, part: Range<u64>) -> io::Result<()> {
+        let (start, end) = (part.start as usize, part.end as usize);
+        if let (Source::Hit(_), Some(len)) = (self.source, seen.len)
+            && let Some(kept) = seen.body.kept(len)?
+        {
+            out.extend_from_slice(kept.get(start..end).ok_or(io::ErrorKind::UnexpectedEof)?);
+            return Ok(());
+        }
+        let at = out.len();
+        out.resize(at + (end - start), 0);
+        seen.body.file.read_exact_at(&mut out[at..], part.start)
+    }
+
     fn count(&self, sent: u64) {
         self.client.record.sent(sent);
         Stats::add(&self.stats.bytes_to_clients, sent);
-        if self.source == Source::Hit {
+        if self.source != Source::Miss {
             Stats::add(&self.stats.bytes_from_cache, sent);
         }
     }
@@ -240,47 +256,40 @@ impl Delivery<'_> {
             Part::NotModified => 304,
         };
         self.client.record.answered(status);
-        out.extend_from_slice(format!("HTTP/1.1 {status} {}\r\n", reason(status)).as_bytes());
-        stored.write_to(out);
+        line(out, format_args!("HTTP/1.1 {status} {}", reason(status)));
+        match self.source {
+            Source::Hit(lines) => {
+                out.extend_from_slice(lines);
+                let age = SystemTime::now().duration_since(seen.body.stored).unwrap_or_default();
+                line(out, format_args!("Age: {}", age.as_secs()));
+            }
+            Source::Miss => stored.write_to(out),
+        }
         match (framing, part) {
             (_, Part::NotModified) => {}
-            (Framing::Length(len), _) => line(out, "Content-Length", &len.to_string()),
-            (Framing::Chunked, _) => line(out, "Transfer-Encoding", "chunked"),
+            (Framing::Length(len), _) => line(out, format_args!("Content-Length: {len}")),
+            (Framing::Chunked, _) => line(out, format_args!("Transfer-Encoding: chunked")),
             _ => {}
         }
-        match part {
-            Part::Range(start, end, len) => {
-                line(out, "Content-Range", &content_range(start, end, len));
-            }
-            Part::Unsatisfiable(len) => line(out, "Content-Range", &unsatisfied_range(len)),
-            Part::Whole(_) | Part::NotModified => {}
+        let range = match part {
+            Part::Range(start, end, len) => Some(content_range(start, end, len)),
+            Part::Unsatisfiable(len) => Some(unsatisfied_range(len)),
+            Part::Whole(_) | Part::NotModified => None,
+        };
+        if let Some(range) = range {
+            line(out, format_args!("Content-Range: {range}"));
         }
-        if self.source == Source::Hit {
-            let age = SystemTime::now().duration_since(seen.body.stored).unwrap_or_default();
-            line(out, "X-Cache", "HIT");
-            let date = humantime::format_rfc3339_seconds(seen.body.stored);
-            line(out, "X-Cache-Date", &date.to_string());
-            line(out, "Age", &age.as_secs().to_string());
-        }
-        line(out, "Via", self.via);
-        line(out, REQUEST_ID, self.client.record.id().as_str());
+        line(out, format_args!("Via: {}", self.via));
+        line(out, format_args!("{REQUEST_ID}: {}", self.client.record.id().as_str()));
         let keep_alive = self.keep_alive && framing != Framing::UntilClose;
         out.extend_from_slice(connection(self.request.version, keep_alive).as_bytes());
         out.extend_from_slice(b"\r\n");
     }
 }
 
-fn line(out: &mut Vec<u8>, name: &str, value: &str) {
-    for piece in [name, ": ", value, "\r\n"] {
-        out.extend_from_slice(piece.as_bytes());
-    }
-}
-
-fn read_into(out: &mut Vec<u8>, body: &Body, offset: u64, len: u64) -> io::Result<()> {
-    let start = out.len();
-    // `len` is at most ONE_WRITE.
-    out.resize(start + len as usize, 0);
-    body.file.read_exact_at(&mut out[start..], offset)
+fn line(out: &mut Vec<u8>, text: fmt::Arguments<'_>) {
+    // Writing to a Vec cannot fail.
+    let _ = write!(out, "{text}\r\n");
 }
 
 fn broken(_: NetError) -> Undelivered {

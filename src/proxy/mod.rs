@@ -20,6 +20,7 @@ mod record;
 mod rest;
 mod session;
 mod store;
+mod stored;
 mod tunnel;
 mod upload;
 mod url;

@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use super::Worker;
-use super::candidate::{digest_of, stored_etag};
+use super::candidate::digest_of;
 use super::exchange::Request;
 use super::pass::{Down, Proof};
 use super::session::{Client, End};
-use super::store::resumed_at;
+use super::store::{resumed_at, strong_etag};
+use super::stored::Stored;
 use crate::cache::Body;
 use crate::net::BodyReader;
 
@@ -43,7 +44,7 @@ pub async fn pass_rest(
     let begun = body.file.metadata().is_ok_and(|file| file.len() >= at);
     let whole = begun && (end.is_none() || end == len);
     let digest = digest_of(worker, request);
-    let etag = stored_etag(&body);
+    let etag = Stored::of(&body).and_then(|stored| strong_etag(&stored.fields));
     let proof = match &digest {
         Some(digest) if whole => {
             let hasher = worker.cache.rehash(body, digest.algorithm(), at).await;

@@ -1,0 +1,41 @@
+//! What a stored head says, read once for as long as the entry's file is open.
+
+use super::prove::SOURCE;
+use crate::cache::Body;
+use crate::http::{FIELDS_MAX, Fields, HeadLimits, Parsed, parse_response};
+use crate::policy::rights::RepositoryId;
+
+/// What is known of an entry.
+pub struct Stored {
+    /// The fields that every answer from it has.
+    pub fields: Fields,
+    /// The repository its bytes came from.
+    pub source: Option<RepositoryId>,
+    /// Those fields as lines, and what else every hit says.
+    pub lines: Vec<u8>,
+}
+
+impl Stored {
+    /// What is known of the entry with this body; `None` where its head can't be read.
+    pub fn of(body: &Body) -> Option<&Stored> {
+        body.prepared(Stored::read)?.as_ref()
+    }
+
+    fn read(body: &Body) -> Option<Stored> {
+        const STATUS: &[u8] = b"HTTP/1.1 200 OK\r\n";
+        let head = [STATUS, &body.head, b"\r\n"].concat();
+        // Upstream may have sent as many fields as it may, and ours came on top.
+        let limits = HeadLimits { fields: FIELDS_MAX, ..HeadLimits::with_size(head.len()) };
+        let Ok(Parsed::Complete { head, .. }) = parse_response(&head, &limits) else {
+            return None;
+        };
+        let mut fields = head.fields;
+        let source = fields.get_str(SOURCE).and_then(RepositoryId::parse);
+        fields.remove(SOURCE);
+        let mut lines = Vec::new();
+        fields.write_to(&mut lines);
+        let date = humantime::format_rfc3339_seconds(body.stored);
+        lines.extend_from_slice(format!("X-Cache: HIT\r\nX-Cache-Date: {date}\r\n").as_bytes());
+        Some(Stored { fields, source, lines })
+    }
+}
