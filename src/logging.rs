@@ -2,11 +2,11 @@
 //! and can be reopened. In the journal, a line has the journal's own time and priority.
 //!
 //! Lines are written by a thread of their own through a bounded queue; what does not fit is dropped
-//! rather than waited for.
+//! rather than waited for. What is queued is written together.
 
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, BufWriter, IsTerminal, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -32,10 +32,10 @@ impl LogOutput {
     pub fn start(config: &Logging) -> io::Result<LogOutput> {
         let reopen = Arc::new(AtomicBool::new(false));
         let (writer, guard) = match &config.file {
-            None => tracing_appender::non_blocking(io::stdout()),
+            None => tracing_appender::non_blocking(BufWriter::new(io::stdout())),
             Some(path) => {
                 let file = LogFile::open(config, path, Arc::clone(&reopen))?;
-                tracing_appender::non_blocking(file)
+                tracing_appender::non_blocking(BufWriter::new(file))
             }
         };
         let colour = config.file.is_none() && io::stdout().is_terminal();
