@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use monoio::net::TcpStream;
 
+use super::rx::{self, End, Rx};
 use super::tls::{RECEIVE, Tls};
 use super::{NetError, give_way};
 use crate::http::{
@@ -45,38 +46,6 @@ pub struct Conn {
     overdue: Cell<bool>,
     /// Reads since others on this core had their turn.
     turn: Cell<u32>,
-}
-
-/// Bytes read and not used yet: those from `start` on.
-#[derive(Default)]
-struct Rx {
-    buf: Vec<u8>,
-    start: usize,
-    end: Option<End>,
-}
-
-/// How the peer's half of the stream ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum End {
-    /// As the protocol asks.
-    Clean,
-    /// TLS without its closing alert: the end may have been cut off by somebody else.
-    Cut,
-}
-
-impl Rx {
-    fn unused(&self) -> &[u8] {
-        self.buf.get(self.start..).unwrap_or_default()
-    }
-
-    fn consume(&mut self, len: usize) {
-        self.start = (self.start + len).min(self.buf.len());
-        if self.start == self.buf.len() {
-            // Given back at once: an idle connection holds no buffer.
-            self.buf = Vec::new();
-            self.start = 0;
-        }
-    }
 }
 
 impl Conn {
@@ -444,11 +413,15 @@ impl Conn {
         // What was used goes first: a client that always has half a request under way must not
         // make us keep all it ever sent.
         buf.drain(..start);
+        if buf.capacity() == 0 {
+            buf = rx::spare();
+        }
         let room = buf.len().clamp(READ_MIN, READ_MAX);
         buf.reserve(room);
         let got = self.receive(&mut buf, room);
-        if !buf.is_empty() {
-            self.rx.borrow_mut().buf = buf;
+        match buf.is_empty() {
+            true => rx::give_back(buf),
+            false => self.rx.borrow_mut().buf = buf,
         }
         got
     }

@@ -15,6 +15,7 @@ mod pins;
 mod race;
 mod relay;
 mod resolve;
+mod rx;
 mod send;
 mod tls;
 

@@ -1,6 +1,7 @@
 //! A reader's bytes to a client: head, then spans as they become readable. Hit, miss, joined miss
 //! and range are all this.
 
+use std::cell::RefCell;
 use std::fmt;
 use std::io::{self, Write as _};
 use std::ops::Range;
@@ -22,6 +23,11 @@ const ONE_WRITE: u64 = 64 * 1024;
 
 /// Bytes per span: how often the progress of an entry is looked at while it is sent.
 const SPAN: u64 = 8 * 1024 * 1024;
+
+thread_local! {
+    /// Room for a head and a small body, used again for the next answer.
+    static ANSWER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
 
 /// How the bytes are there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -145,7 +151,8 @@ impl Delivery<'_> {
             (None, Version::Http11) => Framing::Chunked,
             (None, Version::Http10) => Framing::UntilClose,
         };
-        let mut head = Vec::with_capacity(1024);
+        let mut head = ANSWER.take();
+        head.clear();
         self.write_head(&mut head, seen, stored, part, framing);
         let conn = &self.client.conn;
         if self.request.method == Method::HEAD || end == Some(start) {
@@ -160,6 +167,7 @@ impl Delivery<'_> {
             let read = self.read_into(&mut head, seen, start..end);
             read.map_err(|error| Undelivered::Unread(error.into()))?;
             conn.write(&head).await.map_err(broken)?;
+            ANSWER.set(head);
             self.count(end - start);
             return Ok(end - start);
         }
