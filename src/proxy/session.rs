@@ -129,7 +129,7 @@ pub async fn run(worker: &Rc<Worker>, client: Client) {
             client.conn.abort();
         }
         End::Tunnel => {}
-        End::Opened(fixed) => tunnel::open(worker, client, fixed).await,
+        End::Opened(fixed) => Box::pin(tunnel::open(worker, client, fixed)).await,
     }
 }
 
@@ -159,7 +159,8 @@ async fn requests(worker: &Rc<Worker>, client: &Client) -> End {
             Box::pin(tunnel::connect(worker, client, head)).await
         } else {
             left = left.saturating_sub(1);
-            exchange(worker, client, head, left == 0).await
+            // On the heap for as long as it takes: a connection that is idle has no room for it.
+            Box::pin(exchange(worker, client, head, left == 0)).await
         };
         if let Err(end) = result {
             return end;
