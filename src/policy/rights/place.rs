@@ -30,9 +30,10 @@ pub struct RepositoryId {
 impl RepositoryId {
     /// The repository `name` of the registry at this host and port.
     pub fn new(scheme: Scheme, host: &Host, port: u16, name: &str) -> RepositoryId {
-        let registry = format!("{}://{host}:{port}", scheme.as_str());
-        let place = format!("{registry}/{name}");
-        RepositoryId { registry: hash(registry.as_bytes()), place: hash(place.as_bytes()) }
+        let mut text = format!("{}://{host}:{port}", scheme.as_str());
+        let registry = hash(text.as_bytes());
+        text.extend(["/", name]);
+        RepositoryId { registry, place: hash(text.as_bytes()) }
     }
 
     /// The registry: a name for no more than comparing.
