@@ -320,11 +320,13 @@ fn pseudonym() -> String {
 /// One worker thread, from its runtime's start to its end.
 fn work(shared: &Shared, own: Own, ready: &Sender<io::Result<&'static str>>) {
     let helpers = || Box::new(shared.helpers.clone());
-    let uring = if monoio::utils::detect_uring() {
-        let builder = RuntimeBuilder::<IoUringDriver>::new();
+    let uring = |ring: io_uring::Builder| {
+        let builder = RuntimeBuilder::<IoUringDriver>::new().uring_builder(ring);
         builder.enable_timer().attach_thread_pool(helpers()).build().ok()
-    } else {
-        None
+    };
+    let uring = match monoio::utils::detect_uring() {
+        true => uring(uninterrupted()).or_else(|| uring(io_uring::IoUring::builder())),
+        false => None,
     };
     // Whoever started us has given up where nobody listens for this.
     let say = |started| drop(ready.send(started));
@@ -340,6 +342,14 @@ fn work(shared: &Shared, own: Own, ready: &Sender<io::Result<&'static str>>) {
             }
         }
     }
+}
+
+/// A ring of one thread that is not interrupted for what has completed: it comes for it anyway.
+/// Linux has this from 6.0 on.
+fn uninterrupted() -> io_uring::Builder {
+    let mut ring = io_uring::IoUring::builder();
+    ring.setup_coop_taskrun().setup_single_issuer();
+    ring
 }
 
 async fn run(

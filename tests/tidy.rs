@@ -79,6 +79,7 @@ const DOORS: &[(&str, &[&str])] = &[
         "monoio",
         &["net/", "cache/mod", "cache/fill", "cache/disk", "proxy/", "admin", "server", "main"],
     ),
+    ("io_uring", &["server"]),
     ("tracing", &["cache/", "net/", "proxy/", "admin", "server", "logging", "main"]),
     ("ipnet", &["config", "policy/"]),
     ("humantime", &["config", "cache/disk", "net/", "proxy/", "admin"]),
