@@ -5,6 +5,7 @@
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::{Parser, Subcommand};
 use discobot_proxy::cache::{self, Progress};
@@ -178,6 +179,9 @@ fn bar_style() -> ProgressStyle {
         .unwrap_or_else(|_| ProgressStyle::default_bar())
 }
 
+/// Why the proxy ends though nobody told it to.
+const LOST: &str = "a worker thread ended by a bug, which the log names";
+
 fn run(config: Config) -> ExitCode {
     // Before any thread starts, so that all of them inherit it.
     if let Err(error) = process::block_signals().and_then(|()| process::forbid_core_dumps()) {
@@ -204,6 +208,7 @@ fn run(config: Config) -> ExitCode {
                 server.reload();
                 tell(Event::Ready);
             }
+            Ok(Signal::Stop) if server.has_lost_worker() => return complain(1, &LOST),
             Ok(Signal::Stop) => break,
             Err(error) => {
                 tracing::error!(%error, "signals can't be waited for");
@@ -214,11 +219,15 @@ fn run(config: Config) -> ExitCode {
     tell(Event::Stopping);
     tracing::info!("stopping: running transfers may finish, a second signal ends them");
     let stop = server.stop();
+    let second = Arc::clone(&stop);
     std::thread::spawn(move || {
         while !matches!(process::wait_signal(), Ok(Signal::Stop) | Err(_)) {}
-        stop.at_once();
+        second.at_once();
     });
     server.join();
+    if stop.has_lost_worker() {
+        return complain(1, &LOST);
+    }
     tracing::info!("stopped");
     ExitCode::SUCCESS
 }

@@ -31,7 +31,7 @@ use self::helpers::Helpers;
 pub use self::manager::{Event, tell};
 use self::manager::{Heart, watch};
 pub use self::stop::Stop;
-use self::stop::{AT_ONCE, STOPPING};
+use self::stop::{AT_ONCE, STOPPING, Vital};
 pub use self::trust::{ca_options, open_doors, upstream_tls};
 use crate::admin::Admin;
 use crate::cache::{self, Cache};
@@ -205,6 +205,11 @@ impl Server {
         Arc::clone(&self.stop)
     }
 
+    /// Whether a worker has ended by a bug.
+    pub fn has_lost_worker(&self) -> bool {
+        self.stop.has_lost_worker()
+    }
+
     /// Reads `proxy.users` again.
     pub fn reload(&self) {
         if let Some(users) = &self.users {
@@ -251,9 +256,10 @@ fn start_workers(
         hearts.extend(heart.clone());
         let own = Own { sockets, admin: admin.take(), heart };
         let (shared, ready) = (shared.clone(), ready.clone());
-        let thread = std::thread::Builder::new()
-            .name(format!("worker-{n}"))
-            .spawn(move || work(&shared, own, &ready));
+        let thread = std::thread::Builder::new().name(format!("worker-{n}")).spawn(move || {
+            let _vital = Vital(Arc::clone(&shared.stop));
+            work(&shared, own, &ready);
+        });
         threads.push(thread.map_err(StartError::Worker)?);
     }
     drop(ready);

@@ -3,6 +3,7 @@
 mod support;
 
 use std::fs;
+use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
@@ -10,6 +11,7 @@ use serde_json::json;
 use support::answer::{Answer, Gate};
 use support::body::{Body, sha256};
 use support::client::{Client, try_dial};
+use support::clock::Clock;
 use support::names;
 use support::origin::{Origin, bare_server, fresh_body};
 use support::proxy::Setup;
@@ -442,4 +444,20 @@ fn two_proxies_do_not_share_a_cache_directory() {
     let line = second.stderr.trim();
     assert_eq!(line.lines().count(), 1, "{second:?}");
     assert!(line.contains("cache"), "{line}");
+}
+
+#[test]
+fn a_worker_lost_by_a_bug_ends_the_process() {
+    // What a bug in the runtime would do is done by a clock that fails it.
+    let (setup, clock) = Clock::of(Setup::new());
+    let mut proxy = setup.start();
+    let address = proxy.admin_address();
+    clock.fail_first_worker();
+    let _wakes = TcpStream::connect(address);
+    assert_eq!(proxy.wait_exit().code(), Some(1), "{}", proxy.output());
+    let output = proxy.output();
+    for words in ["a bug: please report it", "ERROR a worker thread is lost", "which the log names"]
+    {
+        assert!(output.contains(words), "{words} in {output}");
+    }
 }

@@ -35,6 +35,13 @@ pub fn wait_signal() -> io::Result<Signal> {
     Ok(if signal == libc::SIGHUP { Signal::Reopen } else { Signal::Stop })
 }
 
+/// Has [`wait_signal`] see a [`Signal::Stop`].
+pub fn ask_to_stop() -> io::Result<()> {
+    // SAFETY: plain numbers; SIGTERM to this process.
+    let code = unsafe { libc::kill(libc::getpid(), libc::SIGTERM) };
+    if code == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 fn signal_set() -> libc::sigset_t {
     // SAFETY: `sigemptyset` initialises the set before it is read; the numbers are valid signals.
     unsafe {
