@@ -4,6 +4,7 @@
 //! names that are its own (against DNS rebinding) and to pages from itself (against request
 //! forgery).
 
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,7 +21,8 @@ use crate::http::{
 use crate::key::{Digest, Key};
 use crate::net::{BodyReader, Conn, Either, NetError, race};
 use crate::proxy::{Drain, Reply, linger};
-use crate::stats::Stats;
+use crate::stats::{Dialect, Moment, OUTCOMES, Outcome, Stats, Times};
+use crate::sys;
 
 /// Bytes of a request's body at most.
 const BODY_MAX: usize = 64 * 1024;
@@ -42,6 +44,10 @@ pub struct Admin {
     pub driver: &'static str,
     /// Worker threads.
     pub workers: usize,
+    /// Where the cache lies.
+    pub dir: PathBuf,
+    /// Bytes of the bodies stored at most.
+    pub max_size: u64,
     /// Limits of heads.
     pub heads: HeadLimits,
     /// For a head, and between two requests.
@@ -50,8 +56,22 @@ pub struct Admin {
     pub drain: Rc<Drain>,
 }
 
-/// Status, further header lines, and the body's JSON.
-type Answer = (u16, &'static str, Value);
+/// What is answered.
+struct Answer {
+    status: u16,
+    /// Further header lines, each with its line end.
+    extra: &'static str,
+    kind: &'static str,
+    body: Vec<u8>,
+}
+
+impl Answer {
+    fn json(status: u16, body: &Value) -> Answer {
+        let mut bytes = serde_json::to_vec(body).unwrap_or_default();
+        bytes.push(b'\n');
+        Answer { status, extra: "", kind: "application/json", body: bytes }
+    }
+}
 
 impl Admin {
     /// Serves one connection until it ends.
@@ -98,17 +118,18 @@ impl Admin {
         }
         let (path, _) = split_path(target);
         if path != "/health" && !self.has_token(head) {
-            let (_, _, body) =
-                refusal(401, "UNAUTHORIZED", "Authorization: Bearer with proxy.api_token");
-            return (401, "WWW-Authenticate: Bearer realm=\"discobot-proxy\"\r\n", body);
+            let message = "Authorization: Bearer with proxy.api_token";
+            let extra = "WWW-Authenticate: Bearer realm=\"discobot-proxy\"\r\n";
+            return Answer { extra, ..refusal(401, "UNAUTHORIZED", message) };
         }
         let reads = head.method == Method::GET || head.method == Method::HEAD;
         let deletes = head.method == Method::DELETE;
         match path {
-            "/health" if reads => (200, "", self.health()),
-            "/api/cache/stats" if reads => (200, "", self.statistics()),
+            "/health" if reads => Answer::json(200, &self.health()),
+            "/metrics" if reads => self.metrics(head).await,
+            "/api/cache/stats" if reads => Answer::json(200, &self.statistics()),
             "/api/cache" if deletes => self.clear().await,
-            "/health" | "/api/cache/stats" => not_allowed("Allow: GET, HEAD\r\n"),
+            "/health" | "/metrics" | "/api/cache/stats" => not_allowed("Allow: GET, HEAD\r\n"),
             "/api/cache" => not_allowed("Allow: DELETE\r\n"),
             _ => match path.strip_prefix("/api/cache/").and_then(Digest::parse) {
                 Some(digest) if deletes => self.remove(digest).await,
@@ -173,22 +194,57 @@ impl Admin {
         let (hits, misses) = (count("hits"), count("misses"));
         let asked = hits + misses;
         let rate = if asked == 0 { 0.0 } else { hits as f64 / asked as f64 };
-        let latency: Map<String, Value> = self
-            .stats
-            .latencies()
-            .map(|(outcome, us, count)| {
-                let [p50, p90, p99, p999] = us;
-                let value =
-                    json!({"count": count, "p50": p50, "p90": p90, "p99": p99, "p99.9": p999});
-                (outcome.as_str().to_owned(), value)
-            })
-            .collect();
+        let figures = self.stats.figures();
+        let saved = figures.bytes(Outcome::Hit) + figures.bytes(Outcome::Joined);
+        let sent: u64 = OUTCOMES.iter().map(|outcome| figures.bytes(*outcome)).sum();
+        let percent = if sent == 0 { 0.0 } else { saved as f64 * 100.0 / sent as f64 };
+        all.insert("bytes_saved".to_owned(), saved.into());
+        all.insert("bytes_saved_percent".to_owned(), percent.into());
         all.insert("hit_rate".to_owned(), rate.into());
         all.insert("current_size".to_owned(), sizes.stored.into());
         all.insert("entries".to_owned(), sizes.entries.into());
         all.insert("fills".to_owned(), sizes.fills.into());
-        all.insert("time_to_head_us".to_owned(), Value::Object(latency));
+        all.insert("time_to_head_us".to_owned(), quantiles(&figures.first_byte));
+        all.insert("duration_us".to_owned(), quantiles(&figures.whole));
         Value::Object(all)
+    }
+
+    /// In OpenMetrics for who asks for that, as Prometheus does. Off this core: it serves clients.
+    async fn metrics(&self, head: &RequestHead) -> Answer {
+        let dialect = match head.fields.get_str("accept") {
+            Some(kinds) if kinds.contains("application/openmetrics-text") => Dialect::OpenMetrics,
+            _ => Dialect::Prometheus,
+        };
+        let (stats, cache, dir) = (Arc::clone(&self.stats), self.cache.clone(), self.dir.clone());
+        let (max_size, driver) = (self.max_size, self.driver);
+        let tell = move || {
+            let sizes = cache.sizes();
+            let mut gauges = vec![
+                ("cache_bytes", "Bytes of the bodies stored", sizes.stored as f64),
+                ("cache_max_bytes", "The configured cache.max_size", max_size as f64),
+                ("cache_entries", "Entries stored", sizes.entries as f64),
+                ("fills", "Fills in progress", sizes.fills as f64),
+            ];
+            if let Ok(space) = sys::file::space(&dir) {
+                let help = "Free bytes of the file system that holds the cache";
+                gauges.push(("disk_free_bytes", help, space.free as f64));
+                let help = "Size of the file system that holds the cache";
+                gauges.push(("disk_size_bytes", help, space.total as f64));
+            }
+            let mut busy = sys::process::thread_times().unwrap_or_default();
+            busy.retain(|(name, _)| name.starts_with("worker-"));
+            let version = env!("CARGO_PKG_VERSION").to_owned();
+            let build = vec![("version", version), ("driver", driver.to_owned())];
+            stats.tell(Moment { gauges, busy, build }, dialect)
+        };
+        match monoio::spawn_blocking(tell).await {
+            Ok(Ok(text)) => {
+                let kind = dialect.media_type();
+                Answer { status: 200, extra: "", kind, body: text.into_bytes() }
+            }
+            Ok(Err(error)) => failure(&error),
+            Err(error) => failure(&format!("{error:?}")),
+        }
     }
 
     async fn clear(&self) -> Answer {
@@ -196,7 +252,7 @@ impl Admin {
             Ok(removed) => {
                 tracing::info!(removed = removed.count, freed = removed.freed, "cache cleared");
                 let (count, freed) = (removed.count, removed.freed);
-                (200, "", json!({"status": "ok", "removed": count, "freed": freed}))
+                Answer::json(200, &json!({"status": "ok", "removed": count, "freed": freed}))
             }
             Err(error) => failure(&error),
         }
@@ -206,12 +262,24 @@ impl Admin {
         match self.cache.remove(&Key::Digest(digest.clone())).await {
             Ok(Some(freed)) => {
                 tracing::info!(%digest, freed, "entry removed");
-                (200, "", json!({"status": "ok", "removed": 1, "freed": freed}))
+                Answer::json(200, &json!({"status": "ok", "removed": 1, "freed": freed}))
             }
             Ok(None) => refusal(404, "NOT_FOUND", &format!("{digest} is not stored")),
             Err(error) => failure(&error),
         }
     }
+}
+
+/// Of each outcome there was: how often, and microseconds at 50, 90, 99 and 99.9 per cent.
+fn quantiles(times: &[Option<Times>]) -> Value {
+    let all = OUTCOMES.iter().zip(times).filter_map(|(outcome, times)| {
+        let times = times.as_ref()?;
+        let [p50, p90, p99, p999] = times.quantiles();
+        let count = times.count();
+        let value = json!({"count": count, "p50": p50, "p90": p90, "p99": p99, "p99.9": p999});
+        Some((outcome.as_str().to_owned(), value))
+    });
+    Value::Object(all.collect())
 }
 
 /// Reads a request's body, which nothing here has a use for. The error is the refusal of one that
@@ -243,11 +311,10 @@ async fn send(
     version: Version,
     keep: bool,
     with_body: bool,
-    (status, extra, body): &Answer,
+    answer: &Answer,
 ) -> Result<(), NetError> {
-    let mut bytes = serde_json::to_vec(body).unwrap_or_default();
-    bytes.push(b'\n');
-    let reply = Reply { status: *status, kind: "application/json", body: &bytes, extra };
+    let Answer { status, extra, kind, body } = answer;
+    let reply = Reply { status: *status, kind, body, extra };
     reply.send(conn, version, keep, with_body).await
 }
 
@@ -258,13 +325,13 @@ struct Refused<'a> {
 }
 
 fn refusal(status: u16, code: &str, message: &str) -> Answer {
-    (status, "", json!({"errors": [Refused { code, message }]}))
+    Answer::json(status, &json!({"errors": [Refused { code, message }]}))
 }
 
 /// `allow`: the header line with the methods that are.
 fn not_allowed(allow: &'static str) -> Answer {
-    let (status, _, body) = refusal(405, "UNSUPPORTED", "this path does not take that method");
-    (status, allow, body)
+    let message = "this path does not take that method";
+    Answer { extra: allow, ..refusal(405, "UNSUPPORTED", message) }
 }
 
 fn failure(error: &dyn std::fmt::Display) -> Answer {

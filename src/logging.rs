@@ -7,6 +7,7 @@
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, IsTerminal, Write};
+use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -77,7 +78,8 @@ fn subscribe(config: &Logging, writer: NonBlocking, colour: bool) {
 /// Whether standard output leads to the journal (systemd.exec(5), `JOURNAL_STREAM`).
 fn is_journal() -> bool {
     let stream = std::env::var("JOURNAL_STREAM");
-    let output = fs::metadata("/proc/self/fd/1");
+    let output = io::stdout().as_fd().try_clone_to_owned();
+    let output = output.and_then(|output| File::from(output).metadata());
     matches!((stream, output), (Ok(stream), Ok(output))
         if stream == format!("{}:{}", output.dev(), output.ino()))
 }

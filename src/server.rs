@@ -135,6 +135,8 @@ struct Shared {
     listeners: Vec<SocketAddr>,
     pseudonym: Arc<Pseudonym>,
     workers: usize,
+    /// Which of them it is given to.
+    number: usize,
     crowd: Crowd,
     stop: Arc<Stop>,
     helpers: Helpers,
@@ -154,7 +156,7 @@ impl Server {
         };
         let bound = Bound::bind(&config, workers)?;
         let ca = Arc::new(Ca::open(&ca_options(&config))?);
-        let stats = Arc::new(Stats::default());
+        let stats = Arc::new(Stats::new(workers));
         let options = cache::Options {
             dir: config.cache.dir.clone(),
             max_size: config.cache.max_size,
@@ -180,6 +182,7 @@ impl Server {
             listeners: proxy.iter().copied().chain([admin]).collect(),
             pseudonym: Arc::new(Pseudonym::new(pseudonym())),
             workers,
+            number: 0,
             crowd,
             stop: Arc::clone(&stop),
             helpers: Helpers::start().map_err(StartError::Worker)?,
@@ -255,7 +258,7 @@ fn start_workers(
         let heart = Heart::wanted();
         hearts.extend(heart.clone());
         let own = Own { sockets, admin: admin.take(), heart };
-        let (shared, ready) = (shared.clone(), ready.clone());
+        let (shared, ready) = (Shared { number: n, ..shared.clone() }, ready.clone());
         let thread = std::thread::Builder::new().name(format!("worker-{n}")).spawn(move || {
             let _vital = Vital(Arc::clone(&shared.stop));
             work(&shared, own, &ready);
@@ -455,6 +458,7 @@ fn worker(shared: &Shared, drain: &Rc<Drain>) -> Worker {
         listeners: Listeners { bound: shared.listeners.clone() },
         pseudonym: Arc::clone(&shared.pseudonym),
         drain: Rc::clone(drain),
+        number: shared.number,
         request_ids: RequestIds::default(),
         access_log: config.logging.access,
     }
@@ -469,6 +473,8 @@ fn admin_of(shared: &Shared, drain: &Rc<Drain>, driver: &'static str) -> Admin {
         token: config.proxy.api_token.clone(),
         driver,
         workers: shared.workers,
+        dir: config.cache.dir.clone(),
+        max_size: config.cache.max_size,
         heads: HeadLimits::with_size(config.limits.header_size),
         patience: config.limits.header_timeout,
         drain: Rc::clone(drain),

@@ -1,7 +1,7 @@
 //! An upstream request and the head of its answer, redirects followed where that is asked for.
 
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
@@ -9,7 +9,7 @@ use super::answer::Answer;
 use super::url::Url;
 use super::{Terms, Worker};
 use crate::http::{
-    Authority, Fields, Framing, Malformed, Method, RequestHead, ResponseHead, Scheme, Target,
+    Authority, Fields, Framing, Host, Malformed, Method, RequestHead, ResponseHead, Scheme, Target,
     Version, claims_a_body, keeps_alive, response_framing,
 };
 use crate::net::{BodyReader, Conn, NetError, Origin};
@@ -223,6 +223,32 @@ pub fn outgoing(
 
 /// Sends a request without a body and reads the head of its answer.
 async fn send(
+    worker: &Worker,
+    url: &Url,
+    request: &RequestHead,
+    terms: Terms,
+) -> Result<Fetched, NetError> {
+    let begun = Instant::now();
+    let result = converse(worker, url, request, terms).await;
+    match &result {
+        Ok(fetched) => note_answer(worker, &url.host, begun, &fetched.head.fields),
+        Err(error) => worker.note_error(&url.host, error),
+    }
+    result
+}
+
+/// Takes down when an upstream answered, and how many requests it will still take: the number in
+/// front of what a Docker registry says (`99;w=21600`).
+pub fn note_answer(worker: &Worker, host: &Host, begun: Instant, fields: &Fields) {
+    let (upstreams, host) = (&worker.stats.upstreams, host.to_string());
+    upstreams.answered(&host, begun.elapsed());
+    let remaining = fields.get_str("ratelimit-remaining").and_then(|said| said.split(';').next());
+    if let Some(times) = remaining.and_then(|times| times.trim().parse().ok()) {
+        upstreams.may_be_asked(&host, times);
+    }
+}
+
+async fn converse(
     worker: &Worker,
     url: &Url,
     request: &RequestHead,

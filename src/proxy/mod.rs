@@ -98,6 +98,8 @@ pub struct Worker {
     pub pseudonym: Arc<Pseudonym>,
     /// Says when to stop.
     pub drain: Rc<Drain>,
+    /// Which of the cores this is.
+    pub number: usize,
     /// Ids for requests that bring none.
     pub request_ids: RequestIds,
     /// Which requests get a line in the log.
@@ -192,6 +194,21 @@ impl Worker {
         }
     }
 
+    /// Counts an upstream that did not answer, or not to the end. What a rule forbids is no error.
+    fn note_error(&self, host: &Host, error: &NetError) {
+        let name = match error {
+            NetError::Denied(_) => return,
+            NetError::Resolve { .. } => "resolve",
+            NetError::Connect { .. } => "connect",
+            NetError::TimedOut { .. } => "timeout",
+            NetError::Tls(_) => "tls",
+            NetError::Malformed(_) => "malformed",
+            NetError::Parent { .. } => "parent",
+            NetError::Closed | NetError::Io(_) | NetError::File(_) | NetError::Busy => "closed",
+        };
+        self.stats.upstreams.failed(&host.to_string(), name);
+    }
+
     /// Refuses the answer of a parent that does not take our credentials: a client would think that
     /// its own are asked for.
     fn refuse_challenge(&self, url: &Url, status: u16) -> Result<(), NetError> {
@@ -231,12 +248,18 @@ impl Worker {
     async fn dial(&self, url: &Url, terms: Terms) -> Result<Conn, NetError> {
         self.permit_port(url.scheme, url.port)?;
         Stats::add(&self.stats.dialled, 1);
-        let permit = |address: SocketAddr| self.permit_for(&url.host, address, terms);
-        let Some(parent) = self.parent(&url.host) else {
-            return self.dialer.dial(&url.origin(), None, &permit).await;
+        let (origin, parent) = (url.origin(), self.parent(&url.host));
+        let conn = if let Some(parent) = parent {
+            self.judge(&url.host, url.port, terms.listed, false).await?;
+            self.dialer.dial(&origin, Some(&parent), &|at| self.not_ourselves(at)).await?
+        } else {
+            let permit = |address: SocketAddr| self.permit_for(&url.host, address, terms);
+            self.dialer.dial(&origin, None, &permit).await?
         };
-        self.judge(&url.host, url.port, terms.listed, false).await?;
-        self.dialer.dial(&url.origin(), Some(&parent), &|at| self.not_ourselves(at)).await
+        if origin.tls {
+            Stats::add(&self.stats.upstream_handshakes, 1);
+        }
+        Ok(conn)
     }
 
     /// Says whether `host` has an address that may be connected to, as far as that can be known

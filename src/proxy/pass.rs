@@ -2,10 +2,11 @@
 //! one read.
 
 use std::rc::Rc;
+use std::time::Instant;
 
 use super::answer::{Answer, connection};
 use super::exchange::Request;
-use super::fetch::{Fetched, INTERIM_MAX, connect, outgoing};
+use super::fetch::{Fetched, INTERIM_MAX, connect, note_answer, outgoing};
 use super::record::REQUEST_ID;
 use super::session::{Client, End};
 use super::upload::{Fault, Upload, trailers, write_piece};
@@ -98,6 +99,7 @@ async fn ask(
     request: &Request,
 ) -> Result<Result<(), End>, Fault> {
     let (url, terms, method) = (&request.url, request.terms, &request.head.method);
+    let begun = Instant::now();
     let mut bytes = Vec::new();
     upstream_head(worker, request).map_err(upstreams)?.write_to(&mut bytes);
     let (mut conn, reused) = connect(worker, url, terms, method).await.map_err(upstreams)?;
@@ -120,6 +122,7 @@ async fn ask(
             result => result?,
         };
         worker.refuse_challenge(url, head.status).map_err(upstreams)?;
+        note_answer(worker, &url.host, begun, &head.fields);
         invalidate(worker, request, head.status).await;
         prove::note_answer(worker, request, head.status, &head.fields);
         if head.status == 101 {
@@ -304,7 +307,10 @@ impl Down<'_> {
             buf.reserve(CHUNK);
             let got = match body.read(from, &mut buf, CHUNK).await {
                 Ok(got) => got as u64,
-                Err(error) => return Err(self.broken(&error)),
+                Err(error) => {
+                    self.worker.note_error(&self.request.url.host, &error);
+                    return Err(self.broken(&error));
+                }
             };
             Stats::add(&self.worker.stats.bytes_from_upstream, got);
             let skipped = self.skip.min(got);
@@ -441,6 +447,7 @@ async fn failed(
     request: &Request,
     error: &NetError,
 ) -> Result<(), End> {
+    worker.note_error(&request.url.host, error);
     request.note_failure(worker, client, matches!(error, NetError::Denied(_)), error);
     request.answer(client, &Answer::upstream(&request.url.authority(), error)).await
 }

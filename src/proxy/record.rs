@@ -7,6 +7,7 @@
 use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
+use std::io::Write as _;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
@@ -16,13 +17,16 @@ use super::url::Url;
 use crate::config::AccessLog;
 use crate::http::{Fields, Host};
 use crate::policy::Reason;
-use crate::stats::Outcome;
+use crate::stats::{Finished, Names, Outcome};
 
 /// The field that carries a request's id, to upstream and to the client.
 pub const REQUEST_ID: &str = "X-Request-Id";
 
 /// Characters of a client's own id at most; ours have 32.
 const ID_MAX: usize = 64;
+
+/// Characters of an address at most: an IPv6 one in brackets.
+const ADDRESS_MAX: usize = 48;
 
 /// What one request is called in logs, here and elsewhere.
 #[derive(Clone, Copy)]
@@ -241,8 +245,14 @@ impl Record {
     ) {
         let whole = !matches!(result, Err(End::Broken));
         let took = self.started.get().elapsed();
-        if let Some(first_byte) = self.first_byte.get() {
-            worker.stats.observe(self.outcome.get(), first_byte);
+        if let Some(core) = worker.stats.core(worker.number) {
+            core.add(&Finished {
+                outcome: self.outcome.get(),
+                host: self.slot(&worker.stats.hosts, asked.map(|(host, _)| host)),
+                bytes: self.sent.get(),
+                first_byte: self.first_byte.get(),
+                whole: took,
+            });
         }
         let failed = || {
             let status = self.status.get();
@@ -256,6 +266,23 @@ impl Record {
             AccessLog::Errors | AccessLog::Off => return,
         }
         self.write(client, asked, whole, took);
+    }
+
+    /// The slot of a host's figures. One that has not answered gets none of its own.
+    fn slot(&self, hosts: &Names, host: Option<&Host>) -> usize {
+        let Some(host) = host else { return Names::OTHER };
+        let served =
+            !matches!(self.outcome.get(), Outcome::Refused | Outcome::Own | Outcome::Intercepted);
+        let answered = served && self.status.get().is_some_and(|status| status < 500);
+        if let Some(name) = host.as_name() {
+            return hosts.slot(name, answered);
+        }
+        let mut text = [0; ADDRESS_MAX];
+        let mut rest = &mut text[..];
+        // There is room for every address.
+        let _ = write!(rest, "{host}");
+        let len = ADDRESS_MAX - rest.len();
+        hosts.slot(std::str::from_utf8(&text[..len]).unwrap_or_default(), answered)
     }
 
     fn write(&self, client: IpAddr, asked: Option<(&Host, &str)>, whole: bool, took: Duration) {

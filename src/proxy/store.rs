@@ -79,7 +79,10 @@ async fn run(
                 return fill.commit().await;
             }
             Err(Broken::Sink(failure)) => return Err(fill.fail(failure)),
-            Err(Broken::Source(error)) => error,
+            Err(Broken::Source(error)) => {
+                worker.note_error(&fetched.url.host, &error);
+                error
+            }
         };
         drop(fetched);
         let mut why = error.to_string();

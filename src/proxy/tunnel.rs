@@ -95,6 +95,7 @@ async fn relay_bytes(
             let why = match error {
                 NetError::Denied(_) => Why::Denied,
                 _ => {
+                    worker.note_error(host, &error);
                     Stats::add(&worker.stats.errors, 1);
                     Why::UpstreamFailed
                 }
@@ -142,12 +143,17 @@ pub async fn open(worker: &Rc<Worker>, client: Client, fixed: Url) {
     client.conn.set_patience(worker.limits.header_timeout);
     // On the heap, to be gone when the session inside begins.
     match Box::pin(client.conn.accept_tls(config)).await {
-        Ok(conn) => Box::pin(run(worker, Client::new(conn, Some(fixed)))).await,
+        Ok(conn) => {
+            Stats::add(&worker.stats.handshakes, 1);
+            Box::pin(run(worker, Client::new(conn, Some(fixed)))).await;
+        }
         Err(error) if error.is_alert() => {
+            Stats::add(&worker.stats.handshakes_failed, 1);
             tracing::warn!(client = %ip, %host, %error,
                 "the client refused our certificate: does it trust ca.crt?");
         }
         Err(error) => {
+            Stats::add(&worker.stats.handshakes_failed, 1);
             if matches!(error, NetError::TimedOut { .. }) {
                 Stats::add(&worker.stats.limited_header_time, 1);
             }

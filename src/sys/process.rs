@@ -1,7 +1,9 @@
 //! Calls on the process as a whole: signals and limits.
 
+use std::fs;
 use std::io;
 use std::os::fd::BorrowedFd;
+use std::time::Duration;
 
 use socket2::Socket;
 
@@ -78,6 +80,24 @@ pub fn raise_open_files(wanted: u64) -> io::Result<u64> {
     Ok(limit.rlim_cur)
 }
 
+/// How long each thread of this process has been on a processor, by its name.
+pub fn thread_times() -> io::Result<Vec<(String, Duration)>> {
+    let mut times = Vec::new();
+    for task in fs::read_dir("/proc/self/task")? {
+        let task = task?.path();
+        // It may have ended meanwhile.
+        let (Ok(name), Ok(times_ns)) =
+            (fs::read_to_string(task.join("comm")), fs::read_to_string(task.join("schedstat")))
+        else {
+            continue;
+        };
+        if let Some(ns) = times_ns.split(' ').next().and_then(|ns| ns.parse().ok()) {
+            times.push((name.trim_end().to_owned(), Duration::from_nanos(ns)));
+        }
+    }
+    Ok(times)
+}
+
 /// Keeps what is in memory, private keys and credentials among it, out of core dumps: those the
 /// limit allows, and those that are piped to a program whatever the limit.
 pub fn forbid_core_dumps() -> io::Result<()> {
@@ -109,6 +129,17 @@ mod tests {
     use std::process::Command;
 
     use super::*;
+
+    #[test]
+    fn threads_say_how_long_they_were_on_a_processor() {
+        let busy = std::thread::Builder::new().name("busy-one".to_owned()).spawn(|| {
+            let of = |(name, time)| (name == "busy-one").then_some(time);
+            let mine = || thread_times().unwrap().into_iter().find_map(of);
+            let before = mine().unwrap();
+            while mine().unwrap() <= before {}
+        });
+        busy.unwrap().join().unwrap();
+    }
 
     /// Set in the process that a test starts for what would change all of this one.
     const CHILD: &str = "DISCOBOT_SYS_CHILD";

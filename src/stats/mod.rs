@@ -1,10 +1,16 @@
-//! Counters and latencies of the whole process; nothing here is ever reset.
+//! Counters and times of the whole process; nothing here is ever reset.
+
+mod cores;
+mod metrics;
+mod names;
+mod upstreams;
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
 
-use hdrhistogram::Histogram;
+pub use self::cores::{Core, Figures, Finished, Times};
+pub use self::metrics::{Dialect, Moment};
+pub use self::names::Names;
+pub use self::upstreams::Upstreams;
 
 /// What became of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,7 +33,8 @@ pub enum Outcome {
     Own,
 }
 
-const OUTCOMES: [Outcome; 8] = [
+/// All of them, in the order of their numbers.
+pub const OUTCOMES: [Outcome; 8] = [
     Outcome::Hit,
     Outcome::Miss,
     Outcome::Joined,
@@ -61,13 +68,28 @@ macro_rules! counters {
         #[derive(Default)]
         pub struct Stats {
             $($(#[doc = $doc])+ pub $name: AtomicU64,)+
-            latency: [Latency; OUTCOMES.len()],
+            /// Hosts that requests are for.
+            pub hosts: Names,
+            /// What is seen of upstreams.
+            pub upstreams: Upstreams,
+            cores: Box<[Core]>,
         }
 
         impl Stats {
             /// Every counter with its name, in one order.
             pub fn counters(&self) -> impl Iterator<Item = (&'static str, u64)> {
-                [$((stringify!($name), self.$name.load(Ordering::Relaxed)),)+].into_iter()
+                self.described().map(|(name, _, value)| (name, value))
+            }
+
+            /// The same with what each counts.
+            fn described(&self) -> impl Iterator<Item = (&'static str, &'static str, u64)> {
+                let value = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+                [$((
+                    stringify!($name),
+                    concat!($($doc),+).trim_ascii().trim_end_matches('.'),
+                    value(&self.$name),
+                ),)+]
+                .into_iter()
             }
         }
     };
@@ -98,6 +120,12 @@ counters! {
     tunnelled,
     /// CONNECTs whose TLS was opened.
     intercepted,
+    /// TLS handshakes with clients.
+    handshakes,
+    /// TLS handshakes with clients that failed.
+    handshakes_failed,
+    /// TLS handshakes with upstreams.
+    upstream_handshakes,
     /// Questions to upstream whether somebody may have what is stored.
     questions,
     /// Requests that waited for the answer to the same question of another.
@@ -131,6 +159,11 @@ counters! {
 }
 
 impl Stats {
+    /// For so many workers.
+    pub fn new(workers: usize) -> Stats {
+        Stats { cores: (0..workers).map(|_| Core::default()).collect(), ..Stats::default() }
+    }
+
     /// Adds to a counter.
     pub fn add(counter: &AtomicU64, amount: u64) {
         counter.fetch_add(amount, Ordering::Relaxed);
@@ -141,44 +174,23 @@ impl Stats {
         counter.fetch_sub(amount, Ordering::Relaxed);
     }
 
-    /// Notes how long an answer's head took from the request's head.
-    pub fn observe(&self, outcome: Outcome, took: Duration) {
-        self.latency[outcome as usize].record(took);
+    /// The figures of one worker.
+    pub fn core(&self, worker: usize) -> Option<&Core> {
+        self.cores.get(worker)
     }
 
-    /// Microseconds at 50, 90, 99 and 99.9 per cent, and how many there were, for each outcome.
-    pub fn latencies(&self) -> impl Iterator<Item = (Outcome, [u64; 4], u64)> {
-        OUTCOMES.into_iter().map(|outcome| {
-            let (quantiles, count) = self.latency[outcome as usize].quantiles();
-            (outcome, quantiles, count)
-        })
-    }
-}
-
-/// Times in microseconds, two significant digits, up to a minute.
-struct Latency(Mutex<Histogram<u64>>);
-
-const LATENCY_MAX_US: u64 = 60_000_000;
-
-impl Default for Latency {
-    fn default() -> Latency {
-        let histogram = Histogram::new_with_max(LATENCY_MAX_US, 2);
-        // The bounds are constants, and valid ones.
-        Latency(Mutex::new(histogram.expect("constant bounds")))
+    /// Those of all workers together.
+    pub fn figures(&self) -> Figures {
+        let mut sum = Figures::default();
+        self.cores.iter().for_each(|core| core.add_to(&mut sum));
+        sum
     }
 }
 
-impl Latency {
-    fn record(&self, took: Duration) {
-        let us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).saturating_record(us);
-    }
-
-    fn quantiles(&self) -> ([u64; 4], u64) {
-        let histogram = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let at = [0.5, 0.9, 0.99, 0.999].map(|q| histogram.value_at_quantile(q));
-        (at, histogram.len())
-    }
+/// Upper bounds of the buckets of times, in seconds: the powers of two from 61 microseconds to 68
+/// minutes, which are those of Prometheus' native histograms of schema 0.
+fn bounds() -> impl Iterator<Item = f64> {
+    (-14..=12).map(|power| 2_f64.powi(power))
 }
 
 #[cfg(test)]
@@ -193,18 +205,5 @@ mod tests {
         Stats::sub(&stats.connections, 1);
         let find = |name| stats.counters().find(|(n, _)| *n == name).map(|(_, value)| value);
         assert_eq!((find("hits"), find("connections"), find("nope")), (Some(3), Some(1), None));
-    }
-
-    #[test]
-    fn latencies_are_kept_apart_by_outcome() {
-        let stats = Stats::default();
-        for us in 1..=100 {
-            stats.observe(Outcome::Hit, Duration::from_micros(us));
-        }
-        stats.observe(Outcome::Passed, Duration::from_secs(3600));
-        let all: Vec<_> = stats.latencies().collect();
-        assert_eq!((all[0].1[0], all[0].2), (50, 100));
-        assert_eq!(all[1].2, 0);
-        assert!(all[Outcome::Passed as usize].1[0] >= 59_000_000);
     }
 }
