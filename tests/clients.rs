@@ -2,6 +2,8 @@
 //! registry is asked for a blob, and the pull works with the registry gone once it has answered for
 //! the manifest. What was pulled can be pushed again, elsewhere.
 //!
+//! `DISCOBOT_LONG=1` has them push a layer of a gigabyte.
+//!
 //! Each test has a network namespace of its own, and root is needed to make it (support/lab.rs).
 
 mod support;
@@ -14,6 +16,7 @@ use support::lab::image::{Image, digest_of};
 use support::lab::public::{Front, Public};
 use support::lab::registry::Registry;
 use support::lab::{Lab, Proxy, delete};
+use support::seed;
 
 const REGISTRY: &str = "registry.test";
 const OTHER: &str = "other.test";
@@ -111,16 +114,21 @@ fn pulls_from_a_public_registry(lab: &Lab, client: fn(&Lab, &Proxy) -> Box<dyn C
 /// Pulls an image and pushes it to another registry, which has none of the blobs that the proxy
 /// has: each must get there. `body`: how this client says the length of a layer.
 fn pushes_what_it_pulled(lab: &Lab, client: fn(&Lab, &Proxy) -> Box<dyn Client>, body: &str) {
-    let image = Image::made(lab, "image", &[3000, 50 << 20]);
+    let large = if seed::is_long() { 1 << 30 } else { 50 << 20 };
+    let image = Image::made(lab, "image", &[3000, large]);
     let registry = Registry::start(lab, REGISTRY, true);
     registry.fill(lab, &image, "lab/image");
     let other = Registry::start(lab, OTHER, true);
     let proxy = Proxy::start(lab, &[REGISTRY, OTHER], "debug");
     let mut client = client(lab, &proxy);
     let pulled = format!("{REGISTRY}/lab/image:v1");
+    let before = proxy.status_number("VmRSS:");
     client.pull(lab, &pulled).unwrap();
     client.push(lab, &pulled, &format!("{OTHER}/lab/other:v1")).unwrap();
     other.check(lab, "lab/other", &image);
+    let peak = proxy.status_number("VmHWM:");
+    println!("{large} bytes pulled and pushed: {before} KiB grew to {peak} KiB");
+    assert!(peak < before + 32 * 1024, "{before} KiB grew to {peak} KiB");
     let log = proxy.log();
     let sent = |line: &&str| line.contains(OTHER) && line.contains("/blobs/uploads/");
     let uploads: Vec<&str> = log.lines().filter(sent).collect();

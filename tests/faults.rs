@@ -84,6 +84,7 @@ fn a_fill_broken_off_several_times_goes_on_from_where_it_stood_by_a_fresh_redire
             }
             for seen in &fetches {
                 assert_eq!(seen.field("Authorization"), None);
+                assert_eq!(seen.head.fields("Accept-Encoding"), ["identity"]);
             }
         }
     }

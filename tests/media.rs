@@ -1,11 +1,13 @@
 //! Media that fail for real: a file system that is remounted read-only under the running proxy, and
-//! a disk whose blocks can't be read. Every pull succeeds, from upstream where it must.
+//! a disk whose blocks can't be read or
+//! written. Every pull succeeds, from upstream where it must.
 
 mod support;
 
 use std::fs::{self, OpenOptions};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread;
 
 use serde_json::json;
 use support::answer::Answer;
@@ -14,6 +16,7 @@ use support::names;
 use support::origin::{Origin, fresh_body};
 use support::proxy::{Proxy, Setup};
 use support::registry::blob_path;
+use support::seccomp::{RENAMES, WRITES};
 use support::wait_until;
 
 /// Runs a command; what it printed.
@@ -84,9 +87,59 @@ fn a_file_system_remounted_read_only_is_read_from_and_written_to_again_later() {
     assert!(mount.remount("rw"));
     assert!(!hits(&proxy, &origin, &new, &new_path));
     assert!(hits(&proxy, &origin, &new, &new_path));
+    // The log may come a little late.
+    proxy.wait_log(&["caching works again"]);
     let log = proxy.output();
     assert_eq!(log.matches("caching fails").count(), 1, "{log}");
     assert_eq!(log.matches("caching works again").count(), 1, "{log}");
+}
+
+#[test]
+fn what_a_medium_does_not_take_passes_uncached() {
+    type Shape = fn(Answer) -> Answer;
+    let shapes: [Shape; 3] = [|a| a, Answer::ranges, Answer::chunked];
+    // At the first byte of a body; when it is to get its name.
+    for calls in [WRITES, RENAMES] {
+        let mut setup = Setup::new();
+        let origins = [Origin::https(names::REGISTRY), Origin::http(names::SECOND)];
+        let proxy = setup.start();
+        let (old, old_path) = serve(&origins[0], 300_000);
+        assert!(!hits(&proxy, &origins[0], &old, &old_path));
+        proxy.stop();
+        setup.fail(calls);
+        let proxy = setup.start();
+        for (shape, len) in shapes.into_iter().flat_map(|shape| [(shape, 700), (shape, 2_000_000)])
+        {
+            for origin in &origins {
+                let body = fresh_body(len);
+                let path = blob_path("lab/img", &body);
+                origin.get(&path, shape(Answer::ok(&body)));
+                thread::scope(|scope| {
+                    for _ in 0..6 {
+                        scope.spawn(|| assert!(!hits(&proxy, origin, &body, &path)));
+                    }
+                });
+                assert!(!setup.blob(&body.sha256()).exists());
+            }
+        }
+        assert!(hits(&proxy, &origins[0], &old, &old_path), "what is stored is served");
+        wait_until("what was begun to be removed", || {
+            fs::read_dir(setup.path("cache/partial"))
+                .expect("its folder")
+                .next()
+                .is_none()
+                .then_some(())
+        });
+        assert_eq!(proxy.stat("stores"), 0);
+        let log = proxy.stop();
+        let said: Vec<_> = log.lines().filter(|line| line.contains("caching fails")).collect();
+        assert!(said.len() == 1 && said[0].contains("Input/output error"), "{log}");
+        setup.fail(&[]);
+        let proxy = setup.start();
+        let (new, new_path) = serve(&origins[0], 300_000);
+        assert!(!hits(&proxy, &origins[0], &new, &new_path));
+        assert!(hits(&proxy, &origins[0], &new, &new_path));
+    }
 }
 
 /// The number of the middle block of a file on an ext4 image, and bytes per block.

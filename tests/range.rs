@@ -175,6 +175,42 @@ fn if_range_gives_the_part_only_of_what_the_client_began_with() {
 }
 
 #[test]
+fn if_range_means_the_same_of_nothing_yet_and_of_a_running_fill() {
+    let setup = with_files();
+    let proxy = setup.start();
+    for origin in origins() {
+        let body = fresh_body(1_000_000);
+        let own = format!("\"{}\"", body.digest());
+        let paths = [(blob_path("lab/img", &body), own), ("/files/i".into(), "\"up\"".into())];
+        for (path, etag) in paths {
+            let gate = Gate::new();
+            origin.get(&path, Answer::ok(&body).with("ETag", "\"up\"").gate_at(500_000, &gate));
+            // The first begins the fill, the others join it.
+            let rows = [(etag.clone(), true), (etag.clone(), true), ("\"no\"".into(), false)];
+            let mut waiting = Vec::new();
+            for (given, same) in rows.into_iter().chain([(format!("W/{etag}"), false)]) {
+                let mut client = proxy.client(&origin);
+                let fields = [("Range", "bytes=400000-599999"), ("If-Range", given.as_str())];
+                let mut transfer = client.begin_with(&origin.url(&path), &fields);
+                assert_eq!(transfer.status(), if same { 206 } else { 200 }, "{given}");
+                transfer.read_to(&mut client, 90_000);
+                waiting.push((client, transfer, same));
+            }
+            gate.open();
+            for (mut client, transfer, same) in waiting {
+                let response = transfer.finish(&mut client);
+                match same {
+                    true => response.assert_part(&body, (400_000, 600_000)),
+                    false => response.assert_is(&body),
+                }
+            }
+            let asked = origin.only(&path);
+            assert_eq!((asked.field("Range"), asked.field("If-Range")), (None, None));
+        }
+    }
+}
+
+#[test]
 fn a_range_of_an_empty_body_is_the_empty_body() {
     let setup = with_files();
     let proxy = setup.start();

@@ -397,3 +397,42 @@ fn an_idle_relay_ends_and_a_busy_one_does_not() {
     let waited = quiet.elapsed();
     assert!(waited >= Duration::from_secs(1) && waited < Duration::from_secs(30), "{waited:?}");
 }
+
+#[test]
+fn a_side_that_only_listens_is_not_idle() {
+    // Longer silent than answers may be, and all in all than a relay.
+    let times = json!({
+        "limits": { "idle_timeout": "6s" }, "upstream": { "read_timeout": "1s" },
+    });
+    let setup = Setup::new().with(times);
+    let proxy = setup.start();
+    let server = bare_server(names::OTHER, |mut tcp| {
+        let mut byte = [0; 1];
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") && tcp.read(&mut byte)? == 1 {
+            head.extend_from_slice(&byte);
+        }
+        let switched = "HTTP/1.1 101 Go\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
+        tcp.write_all(switched.as_bytes())?;
+        for _ in 0..5 {
+            std::thread::sleep(Duration::from_secs(2));
+            tcp.write_all(b"x")?;
+        }
+        Ok(())
+    });
+    let authority = format!("{}:{}", names::OTHER, server.port());
+    let mut upgraded = proxy.plain();
+    let relayed = Client::tunnel(proxy.address(), &authority).expect("a tunnel");
+    let mut relayed = Client::on(relayed);
+    for client in [&mut upgraded, &mut relayed] {
+        let fields = [("Connection", "Upgrade"), ("Upgrade", "websocket")];
+        client.start("GET", &format!("http://{authority}/ws"), &fields);
+        assert!(client.head().line.contains(" 101"));
+    }
+    for client in [&mut upgraded, &mut relayed] {
+        for number in 0..5 {
+            let got = client.wire.read_some(&mut [0; 1]).expect("a byte");
+            assert_eq!(got, 1, "ended after {number} bytes");
+        }
+    }
+}

@@ -169,6 +169,10 @@ async fn await_head(
         Err(NoHead::Failed(_)) if elsewhere => {
             pass_miss(worker, client, request, Why::OtherRegistry).await
         }
+        // As for a request that finds the disk so.
+        Err(NoHead::Failed(Failure::Storage(_))) => {
+            pass_miss(worker, client, request, Why::CacheUnavailable).await
+        }
         Err(NoHead::Failed(why)) => joined_failure(client, request, &why).await,
         Err(NoHead::Abandoned) => return None,
     })

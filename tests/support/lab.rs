@@ -292,6 +292,14 @@ impl Proxy {
         self.program.printed()
     }
 
+    /// A number of `/proc/PID/status`, such as VmRSS in KiB.
+    pub fn status_number(&self, name: &str) -> u64 {
+        let path = format!("/proc/{}/status", self.program.child.id());
+        let text = fs::read_to_string(path).expect("status");
+        let line = text.lines().find_map(|line| line.strip_prefix(name)).expect("the line");
+        line.split_whitespace().find_map(|word| word.parse().ok()).expect("a number")
+    }
+
     pub fn stats(&self, lab: &Lab) -> Stats {
         let body = ask_admin(lab, "GET", "/api/cache/stats");
         let stats: serde_json::Value = serde_json::from_str(&body).expect("stats are JSON");

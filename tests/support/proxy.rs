@@ -39,6 +39,8 @@ pub struct Setup {
     env: Vec<(String, String)>,
     /// What calls of io_uring fail with, if they are to.
     refused_io_uring: Option<i32>,
+    /// System calls that fail with EIO.
+    failing: &'static [libc::c_long],
 }
 
 impl Default for Setup {
@@ -70,7 +72,7 @@ impl Setup {
             "upstream": { "connect_timeout": "5s", "read_timeout": "60s" },
             "limits": { "shutdown_grace": "20s" },
         });
-        Setup { dir, config, env: Vec::new(), refused_io_uring: None }
+        Setup { dir, config, env: Vec::new(), refused_io_uring: None, failing: &[] }
     }
 
     /// Merges these keys into the configuration.
@@ -94,6 +96,11 @@ impl Setup {
     pub fn without_io_uring(mut self, errno: i32) -> Setup {
         self.refused_io_uring = Some(errno);
         self
+    }
+
+    /// From now on the program starts on a medium that takes none of these calls (EIO).
+    pub fn fail(&mut self, calls: &'static [libc::c_long]) {
+        self.failing = calls;
     }
 
     /// A path in its directory.
@@ -124,6 +131,9 @@ impl Setup {
         match self.refused_io_uring {
             Some(errno) => seccomp::forbid_io_uring(&mut command, errno),
             None => seccomp::heed_environment(&mut command),
+        }
+        if !self.failing.is_empty() {
+            seccomp::refuse(&mut command, self.failing, libc::EIO);
         }
         command
     }

@@ -1,5 +1,6 @@
-//! A child without io_uring: a seccomp filter as container engines set one, put on between fork and
-//! exec. The kernel's own switch (`kernel.io_uring_disabled`) would be the whole machine's.
+//! A child whose calls of some kinds fail: without io_uring by a seccomp filter as container engines
+//! set one (the kernel's own switch, `kernel.io_uring_disabled`, would be the whole machine's), or
+//! on a medium that takes nothing. The filter is put on between fork and exec.
 
 use std::io;
 use std::os::unix::process::CommandExt;
@@ -8,9 +9,20 @@ use std::process::Command;
 /// Set to anything, this variable has every proxy of the tests run without io_uring.
 const VARIABLE: &str = "DISCOBOT_SECCOMP";
 
-/// What the filter refuses; all of io_uring.
-const REFUSED: [libc::c_long; 3] =
-    [libc::SYS_io_uring_setup, libc::SYS_io_uring_enter, libc::SYS_io_uring_register];
+/// All of io_uring.
+const IO_URING: &[libc::c_long] =
+    &[libc::SYS_io_uring_setup, libc::SYS_io_uring_enter, libc::SYS_io_uring_register];
+
+/// How the proxy writes bodies.
+pub const WRITES: &[libc::c_long] = &[libc::SYS_pwrite64];
+
+/// How it gives them their names.
+pub const RENAMES: &[libc::c_long] = &[
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_rename,
+    libc::SYS_renameat,
+    libc::SYS_renameat2,
+];
 
 /// What Docker's and containerd's own profiles answer.
 pub const EPERM: i32 = libc::EPERM;
@@ -37,7 +49,12 @@ pub fn has_io_uring() -> bool {
 
 /// Has `command`, and all it starts, get `errno` from every call of io_uring.
 pub fn forbid_io_uring(command: &mut Command, errno: i32) {
-    let filter = program(errno);
+    refuse(command, IO_URING, errno);
+}
+
+/// Has `command`, and all it starts, get `errno` from these calls.
+pub fn refuse(command: &mut Command, calls: &[libc::c_long], errno: i32) {
+    let filter = program(calls, errno);
     let install = move || {
         let program = libc::sock_fprog {
             len: filter.len() as libc::c_ushort,
@@ -56,15 +73,14 @@ pub fn forbid_io_uring(command: &mut Command, errno: i32) {
     unsafe { command.pre_exec(install) };
 }
 
-/// The filter, in the kernel's classic BPF. It looks at the call's number alone: these three have
-/// the same on every machine.
-fn program(errno: i32) -> Vec<libc::sock_filter> {
+/// The filter, in the kernel's classic BPF. It looks at the call's number alone.
+fn program(calls: &[libc::c_long], errno: i32) -> Vec<libc::sock_filter> {
     let statement = |code: u32, k: u32| libc::sock_filter { code: code as u16, jt: 0, jf: 0, k };
     // The number lies first in `seccomp_data`.
     let mut program = vec![statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0)];
-    for (at, call) in REFUSED.iter().enumerate() {
+    for (at, call) in calls.iter().enumerate() {
         let code = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
-        let to_refusal = (REFUSED.len() - at) as u8;
+        let to_refusal = (calls.len() - at) as u8;
         program.push(libc::sock_filter { code, jt: to_refusal, jf: 0, k: *call as u32 });
     }
     program.push(statement(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ALLOW));
