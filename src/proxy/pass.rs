@@ -26,6 +26,9 @@ const CHUNK: usize = 128 * 1024;
 /// Sends the request to upstream and its answer back.
 pub async fn pass(worker: &Rc<Worker>, client: &Client, request: &Request) -> Result<(), End> {
     client.record.from(&request.url.host);
+    // What the line of the request does not say.
+    tracing::debug!(host = %request.url.host, path = request.shown_path(worker),
+        method = request.head.method.as_str(), body = ?request.framing, "passing");
     match ask(worker, client, request).await {
         Ok(result) => result,
         Err(Fault::Client) => Err(End::Broken),
