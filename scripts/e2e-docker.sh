@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# e2e-docker.sh [BINARY]: the Docker Engine of Debian 13, told of the proxy by `proxies` in its
-# daemon.json and by the CA in its system store and by nothing else, pulls an image of a Debian base
-# system from a real docker-registry, removes it and pulls it again. Prints both times and the admin
-# port's stats around them; fails unless the second pull came from the cache alone.
+# e2e-docker.sh [BINARY]: the Docker Engine, containerd and podman of Debian 13, pointed at the proxy by
+# the lines that its own page shows and by nothing else, pull an image of a Debian base system from a
+# real docker-registry; Docker removes it and pulls it again. Prints both times and the admin port's
+# stats around them; fails unless every pull but the first came from the cache alone, and unless
+# `--remove` leaves the clients' settings as they were.
 #
 # BINARY is target/release/discobot-proxy where none is named, built first. Root, Linux. All of it runs
-# in namespaces of its own that have no way out. The engine's root file system (460 MB, a minute or
-# two to make) and the image are kept in ${DISCOBOT_TEST_CACHE:-${XDG_CACHE_HOME:-~/.cache}/discobot-proxy}.
+# in namespaces of its own that have no way out. The clients' root file system (600 MB, a few minutes
+# to make) and the image are kept in ${DISCOBOT_TEST_CACHE:-${XDG_CACHE_HOME:-~/.cache}/discobot-proxy}.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 # shellcheck source=scripts/common.sh
@@ -26,9 +27,9 @@ main() {
   mkdir -p "$cache"
   (
     flock 9
-    [ -d "$cache/trixie" ] || base_system trixie "$cache/trixie" \
-      ca-certificates,containerd,docker-cli,docker.io,iptables 9>&-
-  ) 9>"$cache/trixie.lock"
+    [ -d "$cache/trixie-clients" ] || base_system trixie "$cache/trixie-clients" \
+      ca-certificates,containerd,curl,docker-cli,docker.io,iptables,podman 9>&-
+  ) 9>"$cache/trixie-clients.lock"
   layout=$("$here/debian-image.sh")
   scratch=$(mktemp -d "${TMPDIR:-/var/tmp}/discobot-e2e.XXXXXX")
   # A process namespace: whatever is started inside ends with its first process, this script's
@@ -36,7 +37,7 @@ main() {
   trap 'rm -rf "$scratch"' EXIT
   env -u SSL_CERT_FILE -u SSL_CERT_DIR -u HTTPS_PROXY -u HTTP_PROXY -u https_proxy -u http_proxy \
     unshare --net --mount --pid --fork --kill-child --mount-proc \
-    "$0" --inside "$binary" "$cache/trixie" "$layout" "$scratch"
+    "$0" --inside "$binary" "$cache/trixie-clients" "$layout" "$scratch"
 }
 
 inside() {
@@ -53,7 +54,9 @@ inside() {
 
   start_registry
   start_proxy "$binary"
-  start_engine "$base"
+  make_root "$base"
+  settings >"$scratch/settings"
+  start_engine
   skopeo --insecure-policy copy --quiet --preserve-digests --dest-tls-verify=false \
     "oci:$layout:v1" "docker://$IMAGE"
 
@@ -74,7 +77,14 @@ inside() {
   [ "$(blob_gets)" -eq "$fetched" ] || fail "the second pull asked the registry for blobs"
   [ "$(in_root docker image inspect --format '{{.Id}}' "$IMAGE")" = "$(config_of "$layout")" ] ||
     fail "the image is another one"
-  printf '%s\n' "e2e-docker.sh: $fetched blobs fetched by the first pull, none by the second"
+  pull_by_containerd
+  pull_by_podman
+  [ "$(blob_gets)" -eq "$fetched" ] || fail "containerd or podman asked the registry for blobs"
+  for client in podman containerd docker; do
+    set_up "$client" --remove
+  done
+  settings | diff "$scratch/settings" - >&2 || fail "--remove left something behind"
+  printf '%s\n' "e2e-docker.sh: $fetched blobs fetched by the first pull, none by the others"
 }
 
 start_registry() {
@@ -105,25 +115,58 @@ CONFIG
 }
 
 # The kept root stays as it is: this run's changes go to a layer above it.
-start_engine() {
-  mkdir -p "$root" "$scratch/upper" "$scratch/work" "$scratch/docker"
+make_root() {
+  mkdir -p "$root" "$scratch/upper" "$scratch/work"
   mount -t overlay overlay -o "lowerdir=$1,upperdir=$scratch/upper,workdir=$scratch/work" "$root"
   for dir in proc sys dev; do
     mount --rbind "/$dir" "$root/$dir"
   done
-  # The engine's own overlays want an ordinary file system below them.
-  mkdir -p "$root/var/lib/docker" "$root/etc/docker"
-  mount --bind "$scratch/docker" "$root/var/lib/docker"
+  # The clients' own overlays want an ordinary file system below them.
+  for dir in docker containerd containers; do
+    mkdir -p "$root/var/lib/$dir" "$scratch/lib/$dir"
+    mount --bind "$scratch/lib/$dir" "$root/var/lib/$dir"
+  done
   cp "$scratch/hosts" "$root/etc/hosts"
-  cp "$scratch/proxy/certs/ca.crt" "$root/usr/local/share/ca-certificates/discobot-proxy.crt"
-  in_root update-ca-certificates >/dev/null 2>&1
-  cat >"$root/etc/docker/daemon.json" <<'CONFIG'
-{"proxies": {"http-proxy": "http://127.0.0.1:17080", "https-proxy": "http://127.0.0.1:17080"}}
-CONFIG
+}
+
+# set_up CLIENT [OPTION]: the line of the proxy's page, and again, which has to change nothing.
+set_up() {
+  local said line="curl -fsSL http://127.0.0.1:17080/setup/$1 | sh -s -- ${2:-}"
+  in_root sh -c "$line" || fail "$line"
+  said=$(in_root sh -c "$line")
+  [[ $said == *"Nothing was to be done"* ]] || fail "twice: $line: $said"
+}
+
+# What the scripts may change, with its bytes.
+settings() {
+  (cd "$root" && find etc/ssl etc/docker etc/systemd etc/containers usr/local/share -type f \
+    ! -path etc/docker/key.json -exec sha256sum {} + | sort)
+  (cd "$root" && find etc/ssl etc/systemd -type l | sort)
+}
+
+start_engine() {
+  set_up docker
   # Containers need not run here, so it is spared the host's packet filter.
   in_root dockerd --iptables=false --ip6tables=false --bridge=none >"$scratch/engine.log" 2>&1 &
   pids+=($!)
   await "${pids[-1]}" "the engine answers" in_root docker version
+}
+
+# The daemon itself pulls, as it does for Kubernetes, with the environment that systemd would give it.
+pull_by_containerd() {
+  local unit=etc/systemd/system/containerd.service.d/discobot-proxy.conf
+  set_up containerd
+  # Words of the line are variables.
+  # shellcheck disable=SC2046
+  in_root env $(sed -n 's/^Environment=//p' "$root/$unit") containerd >"$scratch/containerd.log" 2>&1 &
+  pids+=($!)
+  await $! "containerd answers" in_root ctr version
+  in_root ctr image pull --local=false "$IMAGE" >/dev/null || fail "containerd's pull failed"
+}
+
+pull_by_podman() {
+  set_up podman
+  in_root podman pull --quiet "$IMAGE" >/dev/null || fail "podman's pull failed"
 }
 
 in_root() {
@@ -160,7 +203,7 @@ finish() {
   local status=$? log pid
   trap - EXIT
   if [ "$status" -ne 0 ]; then
-    for log in registry proxy engine; do
+    for log in registry proxy engine containerd; do
       printf -- '---- end of %s.log\n' "$log" >&2
       tail -n 30 "$scratch/$log.log" >&2 || true
     done

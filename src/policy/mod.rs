@@ -73,6 +73,12 @@ impl Policy {
         self.rules.intercept.iter().any(|pattern| covers(pattern, host))
     }
 
+    /// The intercepted hosts that are named without a `*`.
+    pub fn intercepted_names(&self) -> Vec<&str> {
+        let exact = self.rules.intercept.iter().filter(|pattern| pattern.is_exact());
+        exact.map(HostPattern::as_str).filter(|name| Host::parse(name).is_ok()).collect()
+    }
+
     /// The header rule for requests to this origin: that of the most specific pattern, and of two
     /// with the same one that which is for requests without TLS alone.
     pub fn header_rule(&self, scheme: Scheme, host: &Host, port: u16) -> Option<&HeaderRule> {

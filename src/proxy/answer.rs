@@ -1,5 +1,5 @@
 //! Answers of the proxy's own making: errors as registries give them (OCI distribution
-//! specification, "Error Codes"), and the page for whoever asks the proxy itself.
+//! specification, "Error Codes").
 
 use serde::Serialize;
 
@@ -219,18 +219,4 @@ pub fn reason(status: u16) -> &'static str {
         508 => "Loop Detected",
         _ => "Error",
     }
-}
-
-/// The page for whoever opens the proxy's own address.
-pub fn page(own: &str) -> String {
-    format!(
-        "discobot-proxy: a caching proxy for container registries.\n\n\
-         Point a client at it:\n\n  \
-         docker    /etc/docker/daemon.json:\n            \
-         {{\"proxies\": {{\"http-proxy\": \"http://{own}\",\n                         \
-         \"https-proxy\": \"http://{own}\"}}}}\n  \
-         others    HTTPS_PROXY=http://{own}\n\n\
-         The client must trust the proxy's CA: the file ca.crt on this host\n\
-         (`discobot-proxy ca` prints it). Statistics are on the admin port.\n"
-    )
 }

@@ -3,12 +3,12 @@
 use std::cell::OnceCell;
 use std::rc::Rc;
 
-use super::answer::{Answer, Reply, page};
+use super::answer::{Answer, Reply};
 use super::fetch::Recipe;
 use super::record::{REQUEST_ID, RequestId, Why, asked};
 use super::session::{Client, End};
 use super::url::Url;
-use super::{Terms, Worker, candidate, pass};
+use super::{Terms, Worker, candidate, pages, pass};
 use crate::http::{Framing, Method, RequestHead, Target, keeps_alive, request_framing};
 use crate::net::NetError;
 use crate::policy::rights::{RegistryPath, RepositoryId};
@@ -156,7 +156,7 @@ pub async fn exchange(
         Ok(Asked::Url(url)) => url,
         Ok(Asked::Ourselves(path)) => {
             client.record.settle(Outcome::Own, Why::ForUs, None);
-            let result = own_page(client, &head, &path, keep_alive).await;
+            let result = pages::answer(worker, client, &head, &path, keep_alive).await;
             return client.finish(worker, None, result);
         }
         Err(answer) => return refuse(None, Why::Malformed, answer).await,
@@ -278,38 +278,4 @@ fn check_authority(fixed: &Url, head: &RequestHead) -> Result<(), Answer> {
     }
     let message = format!("the tunnel leads to {}, the request is for {authority}", fixed.origin());
     Err(Answer::new(421, "MISDIRECTED", message))
-}
-
-async fn own_page(
-    client: &Client,
-    head: &RequestHead,
-    path: &str,
-    keep_alive: bool,
-) -> Result<(), End> {
-    let keep = keep_alive && request_framing(head).is_ok_and(|framing| framing == Framing::None);
-    let with_body = head.method != Method::HEAD;
-    let sent = if path == "/" && (head.method == Method::GET || !with_body) {
-        let own = match (head.fields.get_str("host"), client.conn.local_addr()) {
-            (Some(host), _) => host.to_owned(),
-            (None, Ok(address)) => address.to_string(),
-            (None, Err(_)) => "PROXY:17080".to_owned(),
-        };
-        let body = page(&own);
-        let reply = Reply {
-            status: 200,
-            kind: "text/plain; charset=utf-8",
-            body: body.as_bytes(),
-            extra: "",
-        };
-        reply.send_to(client, head.version, keep, with_body).await
-    } else {
-        let message = "this is a proxy: send it whole URLs (http://host/path) or CONNECT host:443";
-        let answer = Answer::new(404, "NOT_FOUND", message);
-        answer.send(client, head.version, keep, with_body).await
-    };
-    match (sent, keep) {
-        (Err(_), _) => Err(End::Broken),
-        (Ok(()), true) => Ok(()),
-        (Ok(()), false) => Err(End::Unread),
-    }
 }

@@ -14,6 +14,7 @@ mod drain;
 mod exchange;
 mod fetch;
 mod own;
+mod pages;
 mod pass;
 mod prove;
 mod record;
