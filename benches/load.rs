@@ -77,18 +77,23 @@ async fn run(args: &Args) -> Result<bool, String> {
         targets.push(Target::new(url, args)?);
     }
     let mut load = Load::new(targets, args.body, args.new_connection);
-    load.range = args.range;
+    (load.range, load.first_byte) = (args.range, args.first_byte);
     load.learn_totals().await?;
     let load = Rc::new(load);
     let main = Rc::new(Tally::new());
     let beside = args.beside.as_deref().map(|url| Beside::start(url, args)).transpose()?;
+    let _unread = match &args.beside {
+        Some(url) => task::unread(&Target::new(url, args)?, args.unread).await?,
+        None => Vec::new(),
+    };
+    let used = || (server.as_ref().map(Server::cpu), args.core.map(procs::busy));
     let pace = Rc::new(match args.rate {
         Some(rate) => Pace::open(rate, args.requests)?,
         None => Pace::closed(args.requests),
     });
-    let before = (Instant::now(), server.as_ref().map(Server::cpu));
+    let before = (Instant::now(), used());
     let running = start(&load, &pace, &main, args.connections);
-    let (from, cpu) = match args.requests {
+    let (from, (cpu, busy)) = match args.requests {
         Some(_) => {
             all_done(&running, &main, args).await?;
             before
@@ -96,14 +101,17 @@ async fn run(args: &Args) -> Result<bool, String> {
         None => {
             pass(args.warm_up, &main, "warming up").await;
             main.restart();
-            let begin = (Instant::now(), server.as_ref().map(Server::cpu));
+            let begin = (Instant::now(), used());
             pass(args.duration, &main, &args.name).await;
             begin
         }
     };
     let elapsed = from.elapsed();
-    let cpu = server.as_ref().map(Server::cpu).zip(cpu).map(|(after, before)| after - before);
-    let results = Results { name: args.name.clone(), connections: args.connections, elapsed, cpu };
+    let after = used();
+    let spent = |before: Option<Duration>, after: Option<Duration>| Some(after? - before?);
+    let (cpu, busy) = (spent(cpu, after.0), spent(busy, after.1));
+    let (name, connections) = (args.name.clone(), args.connections);
+    let results = Results { name, connections, elapsed, cpu, busy };
     let beside = beside.map(Beside::end).transpose()?;
     let value = results.json(&main, beside);
     print!("{}", report::table(&value));

@@ -23,6 +23,9 @@ impl Beside {
                 command.args([option, value]);
             }
         }
+        for field in &args.header {
+            command.args(["--header", field]);
+        }
         if let Some(ca) = &args.ca {
             command.arg("--ca").arg(ca);
         }

@@ -54,6 +54,19 @@ impl Server {
     }
 }
 
+/// How long a core was busy so far, whoever used it; what the host took of it counts.
+pub fn busy(core: u32) -> Duration {
+    let text = fs::read_to_string("/proc/stat").unwrap_or_default();
+    let name = format!("cpu{core}");
+    let line = text.lines().find(|line| line.split(' ').next() == Some(name.as_str()));
+    let ticks: Vec<u64> =
+        line.into_iter().flat_map(str::split_whitespace).filter_map(|n| n.parse().ok()).collect();
+    // user, nice, system, idle, iowait, irq, softirq, steal; what follows is in them.
+    let idle: u64 = ticks.iter().skip(3).take(2).sum();
+    let busy = ticks.iter().take(8).sum::<u64>() - idle;
+    Duration::from_millis(busy * 1000 / TICKS_PER_SECOND)
+}
+
 /// The fields of /proc/PID/stat behind the name, which may hold spaces: state, parent, ...
 fn stat(pid: u32) -> Option<Vec<String>> {
     let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;

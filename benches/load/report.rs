@@ -17,6 +17,8 @@ pub struct Results {
     pub elapsed: Duration,
     /// Of the server.
     pub cpu: Option<Duration>,
+    /// How long the server's core was busy.
+    pub busy: Option<Duration>,
 }
 
 impl Results {
@@ -32,6 +34,10 @@ impl Results {
             value["cpu_seconds"] = json!(cpu.as_secs_f64());
             value["cpu_us_per_request"] = ratio(cpu.as_secs_f64() * 1e6, requests as f64);
             value["cpu_s_per_gb"] = ratio(cpu.as_secs_f64(), bytes as f64 / 1e9);
+        }
+        if let Some((busy, cpu)) = self.busy.zip(self.cpu) {
+            let others = busy.saturating_sub(cpu).as_secs_f64();
+            value["others"] = json!(others / self.elapsed.as_secs_f64());
         }
         if let Some(beside) = beside {
             value["beside"] = beside;

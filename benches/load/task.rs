@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::net::ToSocketAddrs as _;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustls::pki_types::ServerName;
 use sha2::{Digest as _, Sha256};
@@ -58,7 +58,8 @@ impl Target {
             true => url.to_owned(),
             false => format!("/{path}"),
         };
-        let behind = format!(" HTTP/1.1\r\nHost: {authority}\r\n");
+        let fields: String = args.header.iter().map(|field| format!("{field}\r\n")).collect();
+        let behind = format!(" HTTP/1.1\r\nHost: {authority}\r\n{fields}");
         let head = match target.split_once("{n}") {
             Some((before, after)) => (format!("GET {before}"), Some(format!("{after}{behind}"))),
             None => (format!("GET {target}{behind}"), None),
@@ -89,12 +90,15 @@ pub struct Load {
     bodies: Bodies,
     new_connection: bool,
     pub range: Option<u64>,
+    /// Latency counts to the first byte of a body.
+    pub first_byte: bool,
     number: Cell<u64>,
 }
 
 impl Load {
     pub fn new(targets: Vec<Target>, bodies: Bodies, new_connection: bool) -> Load {
-        Load { targets, bodies, new_connection, range: None, number: Cell::new(0) }
+        let number = Cell::new(0);
+        Load { targets, bodies, new_connection, range: None, first_byte: false, number }
     }
 
     /// Asks for one byte of each body to learn how many there are.
@@ -124,6 +128,14 @@ impl Load {
     }
 }
 
+/// What a request that went well leaves.
+struct Done {
+    /// Where it can be used again.
+    wire: Option<Wire>,
+    /// When the first byte of the body came; none where it has none.
+    first: Option<Instant>,
+}
+
 /// Why a request failed.
 struct Fault {
     wrong: bool,
@@ -140,9 +152,10 @@ pub async fn work(load: &Load, pace: &Pace, tally: &Tally) {
         let wire = wires.remove(&which);
         let turn = once(load, which, number, wire, &mut request, tally);
         match tokio::time::timeout(PATIENCE, turn).await {
-            Ok(Ok(wire)) => {
-                tally.done(due.elapsed());
-                if let Some(wire) = wire.filter(|_| !load.new_connection) {
+            Ok(Ok(done)) => {
+                let end = done.first.filter(|_| load.first_byte).unwrap_or_else(Instant::now);
+                tally.done(end.saturating_duration_since(due));
+                if let Some(wire) = done.wire.filter(|_| !load.new_connection) {
                     wires.insert(which, wire);
                 }
             }
@@ -156,7 +169,7 @@ pub async fn work(load: &Load, pace: &Pace, tally: &Tally) {
     }
 }
 
-/// One request; gives the connection where it can be used again.
+/// One request.
 async fn once(
     load: &Load,
     which: usize,
@@ -164,7 +177,7 @@ async fn once(
     wire: Option<Wire>,
     request: &mut String,
     tally: &Tally,
-) -> Result<Option<Wire>, Fault> {
+) -> Result<Done, Fault> {
     let target = &load.targets[which];
     let error = |why: String| Fault { wrong: false, why };
     let mut wire = match wire {
@@ -174,8 +187,11 @@ async fn once(
     let range = load.stretch(target, number);
     target.request(number, range, request);
     let mut hash = (load.bodies == Bodies::Hash).then(Sha256::new);
-    let got = Cell::new(0);
+    let (got, first) = (Cell::new(0), Cell::new(None));
     let count = |bytes| {
+        if got.get() == 0 {
+            first.set(Some(Instant::now()));
+        }
         got.set(got.get() + bytes);
         tally.add_bytes(bytes);
     };
@@ -199,7 +215,7 @@ async fn once(
     {
         return Err(wrong("a body with another digest"));
     }
-    Ok(answer.again.then_some(wire))
+    Ok(Done { wire: answer.again.then_some(wire), first: first.get() })
 }
 
 /// Opens connections until `left` is 0, asks once on each and keeps them.
@@ -210,15 +226,27 @@ pub async fn hold(load: &Load, tally: &Tally, left: &Cell<u32>) -> Vec<Wire> {
         left.set(rest);
         let number = load.take_number();
         match once(load, 0, number, None, &mut request, tally).await {
-            Ok(Some(mut wire)) => {
+            Ok(Done { wire: Some(mut wire), .. }) => {
                 wire.rest();
                 held.push(wire);
             }
-            Ok(None) => tally.failed(false, "the server closes the connection".to_owned()),
+            Ok(_) => tally.failed(false, "the server closes the connection".to_owned()),
             Err(fault) => tally.failed(fault.wrong, fault.why),
         }
     }
     held
+}
+
+/// Asks on so many connections and reads nothing; they stay as they are until they are dropped.
+pub async fn unread(target: &Target, count: u32) -> Result<Vec<Wire>, String> {
+    let (mut held, mut request) = (Vec::new(), String::new());
+    target.request(0, None, &mut request);
+    for _ in 0..count {
+        let mut wire = Wire::open(&target.way).await?;
+        wire.post(request.as_bytes()).await?;
+        held.push(wire);
+    }
+    Ok(held)
 }
 
 /// Nanoseconds, the same for the whole run.

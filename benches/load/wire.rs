@@ -103,11 +103,7 @@ impl Wire {
 
     /// Asks and reads the answer with its body.
     pub async fn ask(&mut self, request: &[u8], sink: &mut Sink<'_>) -> Result<Answer, String> {
-        match &mut self.tls {
-            Some(tls) => tls.encrypt(request, &mut self.out)?,
-            None => self.out.extend_from_slice(request),
-        }
-        self.send().await?;
+        self.post(request).await?;
         let head = self.head().await?;
         let mut answer = Answer { status: head.status, total: head.total, again: !head.close };
         let mut left = head.length;
@@ -131,6 +127,15 @@ impl Wire {
             Some(_) => self.decrypt(left, sink).await?,
         }
         Ok(answer)
+    }
+
+    /// Asks and reads nothing.
+    pub async fn post(&mut self, request: &[u8]) -> Result<(), String> {
+        match &mut self.tls {
+            Some(tls) => tls.encrypt(request, &mut self.out)?,
+            None => self.out.extend_from_slice(request),
+        }
+        self.send().await
     }
 
     async fn send(&mut self) -> Result<(), String> {
