@@ -9,10 +9,15 @@ has_proxy() { :; }
 has_nginx() { [ -n "$(command -v nginx)" ]; }
 has_squid() { [ -n "$(command -v squid)" ] && squid -v | grep -q enable-ssl-crtd; }
 
+has_ats() { [ -n "$(command -v traffic_server)" ]; }
 has_haproxy() { [ -n "$(command -v haproxy)" ]; }
+has_direct() { :; }
+has_logged() { :; }
+has_two() { :; }
+has_entries() { [ "$round" = 1 ]; }
 
 # pinned COMMAND...: on the server's core.
-pinned() { exec taskset -c 0 "$@"; }
+pinned() { exec taskset -c "${cores:-0}" "$@"; }
 
 start_origin() {
   local dir=$scratch/origin
@@ -27,6 +32,8 @@ start_origin() {
     add_header Docker-Distribution-Api-Version registry/2.0;
     # A manifest of no type of its own is not served from a cache that knows what it is.
     location ~ /manifests/ { default_type application/vnd.oci.image.manifest.v1+json; }
+    # Whatever is asked for is there, and nobody has it.
+    location ~ /cold/ { try_files ${CROWDS[0]} =404; }
     access_log $dir/access.log bytes;
   }
 }
@@ -54,6 +61,12 @@ http {
   open_file_cache max=1000 inactive=600s; open_file_cache_valid 600s;
   ssl_protocols TLSv1.3; ssl_session_cache off; ssl_session_tickets off;
 CONFIG
+}
+
+start_direct() {
+  pid=$origin tls_pid=$origin running=()
+  plain=http://127.0.0.2:18080 plain_way=() tls=https://127.0.0.2:18443 tls_way=()
+  ca=$scratch/tls/ca.crt
 }
 
 start_floor() {
@@ -96,14 +109,22 @@ CONFIG
   until_open 127.0.0.3 18443 "$pid"
 }
 
+start_logged() { log="level: info, file: $scratch/hits.log" start_proxy; }
+start_two() { workers=2 cores=0,1 start_proxy; }
+start_entries() { start_proxy; }
+
 start_proxy() {
   local dir=$scratch/proxy
   mkdir "$dir"
   cat >"$dir/config.yaml" <<CONFIG
-proxy: {bind: 127.0.0.3, port: 17080, api_bind: 127.0.0.3, api_port: 17081, workers: 1, deny_destinations: []}
+proxy: {bind: 127.0.0.3, port: 17080, api_bind: 127.0.0.3, api_port: 17081, workers: ${workers:-1}, deny_destinations: []}
 tls: {cert_dir: $dir/certs, intercept: ["127.0.0.2"], upstream_ca: [$scratch/tls/ca.crt]}
-cache: {dir: $dir/cache, access: trust, max_size: 20GB}
-logging: {level: warn}
+cache:
+  dir: $dir/cache
+  access: trust
+  max_size: 20GB
+  patterns: ["^/v2/.*/blobs/sha256:.*", "^/v2/.*/manifests/sha256:.*", "^/v2/bench/cold/"]
+logging: {${log:-level: warn}}
 CONFIG
   ulimit -n 65536 2>/dev/null || true
   pinned "$PROXY" --config "$dir/config.yaml" >"$scratch/proxy.log" 2>&1 &
@@ -160,6 +181,64 @@ CONFIG
   sleep 3
 }
 
+start_ats() {
+  local dir=$scratch/ats
+  mkdir "$dir" "$dir/etc" "$dir/cache" "$dir/run" "$dir/log"
+  cat >"$dir/runroot.yaml" <<CONFIG
+{prefix: $dir, exec_prefix: $dir, bindir: /usr/bin, sbindir: /usr/sbin, sysconfdir: $dir/etc,
+ datadir: $dir/cache, includedir: /usr/include, libdir: /usr/lib, libexecdir: $dir/run,
+ localstatedir: $dir/run, runtimedir: $dir/run, logdir: $dir/log, cachedir: $dir/cache}
+CONFIG
+  cat >"$dir/etc/records.config" <<CONFIG
+CONFIG proxy.config.exec_thread.autoconfig INT 0
+CONFIG proxy.config.exec_thread.limit INT 1
+CONFIG proxy.config.accept_threads INT 0
+CONFIG proxy.config.http.server_ports STRING 18080:ip-in=127.0.0.3 18443:ssl:ip-in=127.0.0.3
+CONFIG proxy.config.http.cache.required_headers INT 0
+CONFIG proxy.config.http.cache.when_to_revalidate INT 3
+CONFIG proxy.config.cache.enable_read_while_writer INT 1
+CONFIG proxy.config.http.background_fill_active_timeout INT 0
+CONFIG proxy.config.http.background_fill_completed_threshold FLOAT 0.0
+CONFIG proxy.config.http.cache.open_read_retry_time INT 10
+CONFIG proxy.config.http.cache.max_open_read_retries INT 100
+CONFIG proxy.config.cache.max_doc_size INT 0
+CONFIG proxy.config.cache.ram_cache.size INT 4G
+CONFIG proxy.config.cache.ram_cache_cutoff INT 2G
+CONFIG proxy.config.net.connections_throttle INT 15000
+CONFIG proxy.config.net.max_connections_in INT 15000
+CONFIG proxy.config.log.logging_enabled INT 0
+CONFIG proxy.config.ssl.client.verify.server.policy STRING ENFORCED
+CONFIG proxy.config.ssl.client.verify.server.properties STRING SIGNATURE
+CONFIG proxy.config.ssl.client.CA.cert.filename STRING $scratch/tls/ca.crt
+CONFIG proxy.config.admin.user_id STRING trafficserver
+CONFIG proxy.config.url_remap.remap_required INT 1
+CONFIG proxy.config.http.insert_response_via_str INT 0
+CONFIG proxy.config.http.keep_alive_no_activity_timeout_in INT 600
+CONFIG proxy.config.ssl.TLSv1_2 INT 0
+CONFIG proxy.config.http.transaction_no_activity_timeout_in INT 600
+CONFIG proxy.config.http.transaction_no_activity_timeout_out INT 600
+CONFIG proxy.config.http.cache.heuristic_min_lifetime INT 31536000
+CONFIG proxy.config.http.cache.heuristic_max_lifetime INT 31536000
+CONFIG
+  printf 'map http://127.0.0.3:18080/ http://127.0.0.2:18080/\nmap https://127.0.0.3:18443/ %s\n' \
+    https://127.0.0.2:18443/ >"$dir/etc/remap.config"
+  echo "$dir/cache 8G" >"$dir/etc/storage.config"
+  echo "dest_ip=* ssl_cert_name=$scratch/tls/srv.crt ssl_key_name=$scratch/tls/srv.key" \
+    >"$dir/etc/ssl_multicert.config"
+  cat >"$dir/etc/ip_allow.yaml" <<CONFIG
+ip_allow: [{apply: in, ip_addrs: 127.0.0.0/8, action: allow, methods: ALL}]
+CONFIG
+  # It gives up root for this user.
+  chown -R trafficserver: "$dir"
+  chmod a+r "$scratch/tls/srv.key"
+  pinned traffic_server --run-root="$dir/runroot.yaml" >"$scratch/ats.log" 2>&1 &
+  pid=$! tls_pid=$!
+  running=("$pid")
+  plain=http://127.0.0.3:18080 plain_way=() tls=https://127.0.0.3:18443 tls_way=()
+  ca=$scratch/tls/ca.crt
+  until_open 127.0.0.3 18443 "$pid"
+}
+
 # Relays bytes and nothing else.
 start_haproxy() {
   cat >"$scratch/haproxy.cfg" <<CONFIG
@@ -208,7 +287,7 @@ stop_server() {
     end "$one"
   done
   running=()
-  rm -rf "$scratch/nginx" "$scratch/proxy" "$scratch/squid"
+  rm -rf "$scratch/nginx" "$scratch/proxy" "$scratch/squid" "$scratch/ats"
 }
 
 end() {
