@@ -3,6 +3,12 @@
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::task::Poll;
+use std::time::Duration;
+
+use monoio::time::Instant;
+
+/// What the runtime's timers count in; it rounds up.
+const TICK: Duration = Duration::from_millis(1);
 
 /// Which of two futures finished first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,6 +67,48 @@ pub async fn both<A, B, E>(
 ///
 /// A task that only wakes itself is run again at once by this runtime, ahead of others; one that
 /// waits for a new task runs behind those that were waiting.
+///
+/// Timers, and what other threads have woken, this runtime looks after only when no task is left to
+/// run, which peers that always have or take more could put off for ever. So once a millisecond,
+/// the clock of its timers, whoever gives way waits for just that: for a timer that is due already.
 pub(super) async fn give_way() {
     monoio::spawn(async {}).await;
+    if let Some(due) = Instant::now().checked_sub(TICK) {
+        monoio::time::sleep_until(due).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::rc::Rc;
+
+    use super::*;
+
+    #[test]
+    fn tasks_that_always_have_more_to_do_hold_up_no_timer() {
+        let builder = monoio::RuntimeBuilder::<monoio::FusionDriver>::new().enable_timer();
+        builder.build().unwrap().block_on(async {
+            let rang = Rc::new(Cell::new(false));
+            let busy: Vec<_> = (0..3)
+                .map(|_| {
+                    let (rang, limit) = (Rc::clone(&rang), Instant::now() + TICK * 30_000);
+                    monoio::spawn(async move {
+                        while !rang.get() && Instant::now() < limit {
+                            give_way().await;
+                        }
+                    })
+                })
+                .collect();
+            let bell = Rc::clone(&rang);
+            monoio::spawn(async move {
+                monoio::time::sleep(TICK * 5).await;
+                bell.set(true);
+            });
+            for task in busy {
+                task.await;
+            }
+            assert!(rang.get());
+        });
+    }
 }
