@@ -81,6 +81,8 @@ impl Body {
         let intact = self.file.metadata().is_ok_and(|file| file.len() == len && file.nlink() > 0);
         if intact {
             self.seen_ms.store(now_ms, Ordering::Relaxed);
+            // What it fails with is met again where it is sent.
+            let _ = self.kept(len);
         }
         intact
     }

@@ -78,6 +78,12 @@ impl Index {
         }
     }
 
+    /// Makes room for `count` more entries at once.
+    pub(super) fn grow(&mut self, count: usize) {
+        self.nodes.reserve(count);
+        self.table.reserve(count, hash_at(&self.hasher, &self.nodes));
+    }
+
     /// Entries stored.
     pub(super) fn count(&self) -> usize {
         self.table.len()
@@ -246,10 +252,7 @@ impl Index {
             }
         };
         self.stored = self.stored.saturating_add(size);
-        let (hasher, nodes) = (&self.hasher, &self.nodes);
-        self.table.insert_unique(hash, at, |at| {
-            nodes[*at as usize].as_ref().map_or(0, |node| hasher.hash_one(&node.key))
-        });
+        self.table.insert_unique(hash, at, hash_at(&self.hasher, &self.nodes));
         at
     }
 
@@ -346,6 +349,11 @@ impl Index {
             (node.newer, node.older) = (was, NONE);
         }
     }
+}
+
+/// The hash of the node at a place, for a table that grows.
+fn hash_at<'a>(hasher: &'a RandomState, nodes: &'a [Option<Node>]) -> impl Fn(&u32) -> u64 {
+    |at| nodes[*at as usize].as_ref().map_or(0, |node| hasher.hash_one(&node.key))
 }
 
 #[cfg(test)]

@@ -40,6 +40,11 @@ use crate::stats::Stats;
 /// How often last uses are written to disk: what a killed process forgets of its recency.
 const TOUCH_INTERVAL: Duration = Duration::from_secs(5);
 
+/// Entries the scan takes in before it gives its locks back, and for how long it does: whoever
+/// waits for one would get it at the end alone, if the scan were back for it at once.
+const SCAN_CHUNK: usize = 1024;
+const SCAN_PAUSE: Duration = Duration::from_micros(50);
+
 /// Times a lookup starts over when the entry it found turns out damaged or just replaced.
 const LOOKUPS_MAX: usize = 4;
 
@@ -201,9 +206,9 @@ impl Cache {
         let mut seen = Vec::new();
         let result = self.inner.disk.scan(|found| seen.push(found));
         seen.sort_unstable_by_key(|found| std::cmp::Reverse(found.used_ms));
-        for chunk in seen.chunks(256) {
-            // The lock is given back between chunks, so that no lookup waits for the whole scan.
-            let _names = lock(&self.inner.names);
+        self.inner.index().grow(seen.len());
+        for chunk in seen.chunks(SCAN_CHUNK) {
+            let names = lock(&self.inner.names);
             let removed = self.inner.removed.load(Ordering::Acquire);
             let is_there = |found: &&disk::Seen| !removed || self.inner.disk.has_body(&found.key);
             let there: Vec<_> = chunk.iter().filter(is_there).collect();
@@ -211,6 +216,9 @@ impl Cache {
             for found in there {
                 index.insert_oldest(found.key.clone(), found.size, found.used_ms);
             }
+            drop(index);
+            drop(names);
+            std::thread::sleep(SCAN_PAUSE);
         }
         self.inner.scanning.store(false, Ordering::Release);
         self.inner.shrink();
