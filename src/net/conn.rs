@@ -29,6 +29,9 @@ const READ_MAX: usize = 64 * 1024;
 /// Reads in a row before others on the core get their turn.
 const READS_PER_TURN: u32 = 8;
 
+/// What an idle connection waits for.
+const NEXT: &str = "the next request";
+
 /// Pause between two looks whether a peer that has ended its half takes more.
 const HALF_CLOSED_PAUSE: Duration = Duration::from_millis(10);
 
@@ -102,7 +105,7 @@ impl Conn {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.io.readable(false).await?;
                 }
-                Err(error) => return Err(self.read_failed(error).await),
+                Err(error) => return Err(Box::pin(self.read_failed(error)).await),
             }
             self.take_turns().await;
         }
@@ -148,6 +151,15 @@ impl Conn {
         self.io.as_raw_fd()
     }
 
+    /// Waits, `idle` at most, until there may be a request to read. After an answer nothing is
+    /// there yet, as a rule: a read that is tried first would be in vain.
+    pub async fn stirs_within(&self, idle: Duration) -> Result<(), NetError> {
+        match self.unused() > 0 || self.has_ended() {
+            true => Ok(()),
+            false => self.until_readable(Instant::now(), idle, NEXT).await,
+        }
+    }
+
     /// Reads a request's head: `None` where the client ended the connection between two requests.
     ///
     /// The first byte may take `idle`, the rest of the head `whole`.
@@ -157,15 +169,8 @@ impl Conn {
         idle: Duration,
         whole: Duration,
     ) -> Result<Option<RequestHead>, NetError> {
-        if self.unused() == 0 {
-            let (begun, what) = (Instant::now(), "the next request");
-            if !self.has_ended() {
-                // As a rule nothing is there yet: a read would be in vain.
-                self.until_readable(begun, idle, what).await?;
-            }
-            if self.more_within(begun, idle, what).await? == 0 {
-                return Ok(None);
-            }
+        if self.unused() == 0 && self.more_within(Instant::now(), idle, NEXT).await? == 0 {
+            return Ok(None);
         }
         let parse = |buf: &[u8]| parse_request(buf, limits);
         self.head(whole, "the request's head", Retry::new(limits), parse).await.map(Some)
@@ -248,7 +253,7 @@ impl Conn {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.until_readable(begun, limit, "the next byte").await?;
                 }
-                Err(error) => return Err(self.read_failed(error).await),
+                Err(error) => return Err(Box::pin(self.read_failed(error)).await),
             }
         }
     }
@@ -399,7 +404,7 @@ impl Conn {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.until_readable(begun, limit, what).await?;
                 }
-                Err(error) => return Err(self.read_failed(error).await),
+                Err(error) => return Err(Box::pin(self.read_failed(error)).await),
             }
         }
     }

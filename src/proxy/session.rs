@@ -1,6 +1,7 @@
 //! One client connection: its requests one after the other, and how it may end.
 
 use std::net::IpAddr;
+use std::pin::pin;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -91,37 +92,43 @@ pub enum End {
 /// Serves a new connection until it ends. Clients that `allow_clients` leaves out get 403.
 pub async fn serve(worker: Rc<Worker>, conn: Conn) {
     Stats::add(&worker.stats.accepted, 1);
-    let client = Client::new(conn, None);
+    let client = Box::new(Client::new(conn, None));
     if !worker.policy.client_allowed(client.ip()) {
         Stats::add(&worker.stats.refused, 1);
         tracing::info!(client = %client.ip(), "client refused by proxy.allow_clients");
-        let message = format!("{} is not in proxy.allow_clients", client.ip());
-        let answer = Answer::new(403, "DENIED", message);
-        // The request is read first: a client that is still sending would not see the answer.
-        let wait = worker.limits.header_timeout;
-        let head = client.conn.request_head(&worker.limits.heads, wait, wait).await;
-        let Ok(Some(head)) = head else { return };
-        client.record.begin(&worker, Some(&head.fields));
-        client.record.settle(Outcome::Refused, Why::Denied, None);
-        if let Err(End::Unread) = refuse(&worker, &client, &head, &answer).await {
-            linger(&client.conn).await;
-        }
-        return;
+        return Box::pin(turn_away(&worker, &client)).await;
     }
     run(&worker, client).await;
 }
 
+async fn turn_away(worker: &Worker, client: &Client) {
+    let message = format!("{} is not in proxy.allow_clients", client.ip());
+    let answer = Answer::new(403, "DENIED", message);
+    // The request is read first: a client that is still sending would not see the answer.
+    let wait = worker.limits.header_timeout;
+    let head = client.conn.request_head(&worker.limits.heads, wait, wait).await;
+    let Ok(Some(head)) = head else { return };
+    client.record.begin(worker, Some(&head.fields));
+    client.record.settle(Outcome::Refused, Why::Denied, None);
+    if let Err(End::Unread) = refuse(worker, client, &head, &answer).await {
+        linger(&client.conn).await;
+    }
+}
+
 /// The requests of a connection, outside or inside a tunnel.
-pub async fn run(worker: &Rc<Worker>, client: Client) {
+///
+/// Whatever is not needed while a connection is idle is on the heap, and only while it is needed:
+/// most connections are idle most of the time.
+pub async fn run(worker: &Rc<Worker>, client: Box<Client>) {
     client.conn.set_patience(worker.limits.idle_timeout);
     // On the heap, to be gone before a tunnel is opened: the session inside has requests, too.
     let end = Box::pin(requests(worker, &client)).await;
     tracing::trace!(client = %client.ip(), ?end, "session ended");
     match end {
-        End::Idle => client.conn.finish().await,
+        End::Idle => Box::pin(client.conn.finish()).await,
         // It may have sent more than the request all the same.
-        End::Answered => linger_within(&client.conn, LINGER_SILENCE).await,
-        End::Unread => linger(&client.conn).await,
+        End::Answered => Box::pin(linger_within(&client.conn, LINGER_SILENCE)).await,
+        End::Unread => Box::pin(linger(&client.conn)).await,
         End::Broken => {
             if client.conn.was_overdue() {
                 Stats::add(&worker.stats.limited_idle_time, 1);
@@ -134,41 +141,55 @@ pub async fn run(worker: &Rc<Worker>, client: Client) {
 }
 
 async fn requests(worker: &Rc<Worker>, client: &Client) -> End {
-    let limits = &worker.limits;
-    let mut left = limits.max_requests;
+    let mut left = worker.limits.max_requests;
     loop {
-        let next =
-            client.conn.request_head(&limits.heads, limits.idle_timeout, limits.header_timeout);
-        let stopping = async {
-            worker.drain.begun().await;
-            if left == limits.max_requests {
-                monoio::time::sleep(LAST_CALL).await;
+        let is_new = left == worker.limits.max_requests;
+        let stirs = pin!(client.conn.stirs_within(worker.limits.idle_timeout));
+        let stopping = pin!(stopping(worker, is_new));
+        match race(stirs, stopping).await {
+            Either::Left(Ok(())) => {}
+            Either::Left(Err(error)) => {
+                return Box::pin(unreadable(worker, client, &error)).await;
             }
-        };
-        let head = match race(next, stopping).await {
-            Either::Left(Ok(Some(head))) => head,
-            Either::Left(Ok(None)) => return End::Idle,
-            Either::Left(Err(error)) => return unreadable(worker, client, &error).await,
             Either::Right(()) => return End::Idle,
-        };
-        client.record.begin(worker, Some(&head.fields));
-        let result = if let Some(answer) = stranger(worker, client, &head).await {
-            client.record.settle(Outcome::Refused, Why::Unauthenticated, None);
-            refuse(worker, client, &head, &answer).await
-        } else if head.method == Method::CONNECT {
-            Box::pin(tunnel::connect(worker, client, head)).await
-        } else {
-            left = left.saturating_sub(1);
-            // On the heap for as long as it takes: a connection that is idle has no room for it.
-            Box::pin(exchange(worker, client, head, left == 0)).await
-        };
-        if let Err(end) = result {
+        }
+        if let Err(end) = Box::pin(next(worker, client, &mut left)).await {
             return end;
         }
         if worker.drain.has_begun() {
             return End::Answered;
         }
     }
+}
+
+/// Waits until no further request is to be begun; one that a new client has sent already still is.
+async fn stopping(worker: &Worker, is_new: bool) {
+    worker.drain.begun().await;
+    if is_new {
+        Box::pin(monoio::time::sleep(LAST_CALL)).await;
+    }
+}
+
+/// Reads a request and answers it.
+async fn next(worker: &Rc<Worker>, client: &Client, left: &mut usize) -> Result<(), End> {
+    let limits = &worker.limits;
+    let is_new = *left == limits.max_requests;
+    let head = client.conn.request_head(&limits.heads, limits.idle_timeout, limits.header_timeout);
+    let head = match race(pin!(head), pin!(stopping(worker, is_new))).await {
+        Either::Left(Ok(Some(head))) => head,
+        Either::Left(Ok(None)) | Either::Right(()) => return Err(End::Idle),
+        Either::Left(Err(error)) => return Err(unreadable(worker, client, &error).await),
+    };
+    client.record.begin(worker, Some(&head.fields));
+    if let Some(answer) = stranger(worker, client, &head).await {
+        client.record.settle(Outcome::Refused, Why::Unauthenticated, None);
+        return refuse(worker, client, &head, &answer).await;
+    }
+    if head.method == Method::CONNECT {
+        return Box::pin(tunnel::connect(worker, client, head)).await;
+    }
+    *left = left.saturating_sub(1);
+    exchange(worker, client, head, *left == 0).await
 }
 
 /// What to answer a request of nobody that `proxy.users` knows. Inside a tunnel the credentials of

@@ -127,7 +127,7 @@ async fn relay_bytes(
 
 /// Opens the tunnel's TLS with a certificate for the host of the CONNECT, and serves what is
 /// inside.
-pub async fn open(worker: &Rc<Worker>, client: Client, fixed: Url) {
+pub async fn open(worker: &Rc<Worker>, client: Box<Client>, fixed: Url) {
     let (ip, host) = (client.ip(), fixed.host.clone());
     if client.conn.write(ESTABLISHED).await.is_err() {
         return;
@@ -145,7 +145,7 @@ pub async fn open(worker: &Rc<Worker>, client: Client, fixed: Url) {
     match Box::pin(client.conn.accept_tls(config)).await {
         Ok(conn) => {
             Stats::add(&worker.stats.handshakes, 1);
-            Box::pin(run(worker, Client::new(conn, Some(fixed)))).await;
+            Box::pin(run(worker, Box::new(Client::new(conn, Some(fixed))))).await;
         }
         Err(error) if error.is_alert() => {
             Stats::add(&worker.stats.handshakes_failed, 1);
