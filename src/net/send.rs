@@ -6,6 +6,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::{Conn, NetError, give_way};
 use crate::sys;
@@ -17,6 +18,12 @@ const SENDFILE: u64 = 256 * 1024;
 /// Plaintext per TLS write at most, after which others get their turn: sixteen records, encrypted
 /// and sent with one call, some 100 us.
 const PLAINTEXT: usize = 256 * 1024;
+
+/// Bytes whose being in memory is asked for at a time.
+const WINDOW: u64 = 1024 * 1024;
+
+/// Pause until a helper thread may have time.
+const BUSY: Duration = Duration::from_millis(10);
 
 /// Plaintext per TLS write to a peer that reads slowly: one record.
 const RECORD: usize = 16 * 1024;
@@ -32,13 +39,54 @@ pub async fn send_file(
     offset: &mut u64,
     end: u64,
 ) -> Result<(), NetError> {
-    if conn.is_tls() {
-        return send_encrypted(conn, file, offset, end).await;
+    while *offset < end {
+        let until = end.min(*offset + WINDOW);
+        bring_in(conn, file, *offset, until).await?;
+        if conn.is_tls() {
+            send_encrypted(conn, file, offset, until).await?;
+        } else {
+            let mode = NonBlocking::set(conn)?;
+            let sent = send_plain(conn, file, offset, until).await;
+            drop(mode);
+            sent?;
+        }
+        if *offset < end {
+            give_way().await;
+        }
     }
-    let mode = NonBlocking::set(conn)?;
-    let result = send_plain(conn, file, offset, end).await;
-    drop(mode);
-    result
+    Ok(())
+}
+
+/// Has what is not in memory read on a helper thread: what waits for a disk must not hold up the
+/// others on this core. What can't be read, whoever sends it is told.
+async fn bring_in(conn: &Conn, file: &File, from: u64, to: u64) -> Result<(), NetError> {
+    // At most WINDOW.
+    let len = (to - from) as usize;
+    let begun = Instant::now();
+    while !sys::file::is_resident(file.as_fd(), from, len).unwrap_or(true) {
+        let Ok(file) = file.try_clone() else { return Ok(()) };
+        let read = monoio::spawn_blocking(move || read_through(&file, from, to));
+        match monoio::time::timeout(conn.patience(), read).await {
+            // Once is enough: there are file systems that keep it elsewhere, and machines with no
+            // memory to spare.
+            Ok(Ok(())) => return Ok(()),
+            // All helpers are busy.
+            Ok(Err(_)) if begun.elapsed() < conn.patience() => monoio::time::sleep(BUSY).await,
+            _ => return Err(NetError::File(Arc::new(io::ErrorKind::TimedOut.into()))),
+        }
+    }
+    Ok(())
+}
+
+fn read_through(file: &File, mut from: u64, to: u64) {
+    let mut buf = vec![0; PLAINTEXT];
+    while from < to {
+        match file.read_at(&mut buf, from) {
+            Ok(got) if got > 0 => from += got as u64,
+            // As it is found again by whoever sends it.
+            _ => return,
+        }
+    }
 }
 
 async fn send_plain(conn: &Conn, file: &File, offset: &mut u64, end: u64) -> Result<(), NetError> {
@@ -133,5 +181,56 @@ impl Drop for NonBlocking<'_> {
             // A socket that can't be switched back is one that is gone.
             let _ = socket2::SockRef::from(&self.conn.socket()).set_nonblocking(false);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use monoio::blocking::{BlockingTask, ThreadPool};
+
+    use super::*;
+
+    /// Helper threads that count what they are asked for.
+    struct Helpers(Arc<AtomicUsize>);
+
+    impl ThreadPool for Helpers {
+        fn schedule_task(&self, task: BlockingTask) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+            std::thread::spawn(move || task.run());
+        }
+    }
+
+    #[test]
+    fn what_is_not_in_memory_is_read_by_a_helper() {
+        const LEN: u64 = 3 * WINDOW;
+        let file = tempfile::tempfile().unwrap();
+        // A hole is in nobody's memory; what was just written is.
+        file.set_len(LEN).unwrap();
+        file.write_all_at(&[7; WINDOW as usize], 2 * WINDOW).unwrap();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut theirs = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (ours, peer) = listener.accept().unwrap();
+        let reading = std::thread::spawn(move || {
+            let mut got = Vec::new();
+            theirs.read_to_end(&mut got).map(|_| got)
+        });
+        let asked = Arc::new(AtomicUsize::new(0));
+        let helpers = Box::new(Helpers(Arc::clone(&asked)));
+        let builder = monoio::RuntimeBuilder::<monoio::FusionDriver>::new().enable_timer();
+        builder.attach_thread_pool(helpers).build().unwrap().block_on(async {
+            let io = monoio::net::TcpStream::from_std(ours).unwrap();
+            let conn = Conn::plain(io, peer, Duration::from_secs(60));
+            for (mut from, to, cold) in [(2 * WINDOW, LEN, false), (0, 2 * WINDOW, true)] {
+                send_file(&conn, &file, &mut from, to).await.unwrap();
+                assert_eq!((from, asked.load(Ordering::SeqCst) > 0), (to, cold));
+            }
+        });
+        let got = reading.join().unwrap().unwrap();
+        let (hot, cold) = got.split_at(WINDOW as usize);
+        assert!(hot.iter().all(|byte| *byte == 7) && cold.iter().all(|byte| *byte == 0));
+        assert_eq!(got.len() as u64, LEN);
     }
 }

@@ -48,6 +48,30 @@ pub fn sendfile(
     usize::try_from(sent).map_err(|_| io::Error::last_os_error())
 }
 
+/// Whether `len` bytes of `file` from `offset` on are all in memory (`mincore`), as far as this
+/// process is told: of a file that is neither its own nor for it to write, always.
+pub fn is_resident(file: BorrowedFd<'_>, offset: u64, len: usize) -> io::Result<bool> {
+    // SAFETY: asks for a number.
+    let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    let page = usize::try_from(page).map_err(io::Error::other)?;
+    let before = (offset % page as u64) as usize;
+    let start = libc::off_t::try_from(offset - before as u64).map_err(io::Error::other)?;
+    let len = before.saturating_add(len);
+    let mut pages = vec![0_u8; len.div_ceil(page)];
+    let (none, private) = (std::ptr::null_mut(), libc::MAP_PRIVATE);
+    // SAFETY: a new mapping wherever there is room for it; nothing in it is ever looked at.
+    let map = unsafe { libc::mmap(none, len, libc::PROT_NONE, private, file.as_raw_fd(), start) };
+    if map == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the range is that of the mapping, and `pages` has a byte for each page of it.
+    let code = unsafe { libc::mincore(map, len, pages.as_mut_ptr()) };
+    let asked = if code == 0 { Ok(()) } else { Err(io::Error::last_os_error()) };
+    // SAFETY: the mapping was made above, and nobody else knows of it.
+    unsafe { libc::munmap(map, len) };
+    asked.map(|()| pages.iter().all(|page| page & 1 == 1))
+}
+
 /// Whether what [`sendfile`] failed with is the file's fault: a medium that can't be read, or a
 /// file system that is damaged. Sockets give none of these.
 pub fn is_of_file(error: &io::Error) -> bool {
@@ -59,6 +83,7 @@ mod tests {
     use std::fs::File;
     use std::io::{Read, Write};
     use std::os::fd::AsFd;
+    use std::os::unix::fs::FileExt;
     use std::os::unix::net::UnixStream;
 
     use super::*;
@@ -67,6 +92,22 @@ mod tests {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(content).unwrap();
         file
+    }
+
+    #[test]
+    fn what_was_never_read_is_not_in_memory_and_what_was_written_is() {
+        let file = tempfile::tempfile().unwrap();
+        // A hole: on no file system does memory have anything of it.
+        file.set_len(1 << 20).unwrap();
+        let there = |offset, len| is_resident(file.as_fd(), offset, len).unwrap();
+        assert!(!there(0, 1 << 20));
+        file.write_all_at(&[7; 128 * 1024], 256 * 1024).unwrap();
+        assert!(there(256 * 1024, 128 * 1024) && there(256 * 1024 + 5000, 70_000));
+        assert!(!there(0, 1 << 20) && !there(320 * 1024, 128 * 1024) && !there(1 << 19, 1));
+        assert!(is_resident(file.as_fd(), 0, 0).is_err(), "nothing is no mapping");
+        assert!(is_resident(file.as_fd(), u64::MAX, 1).is_err());
+        let (socket, _) = UnixStream::pair().unwrap();
+        assert!(is_resident(socket.as_fd(), 0, 1).is_err());
     }
 
     #[test]
