@@ -3,6 +3,8 @@
 # said; the end names those that failed, and those that could not be made here.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
+# shellcheck source=scripts/common.sh
+. scripts/common.sh
 
 # Newer ones may know other rules; raise it on purpose, not by chance.
 CARGO_DENY=0.20.2
@@ -70,14 +72,14 @@ stated_rust() {
 }
 
 dependencies() {
-  have_cargo_deny && cargo deny --locked check licenses sources bans
+  have_tool cargo-deny "$CARGO_DENY" && cargo deny --locked check licenses sources bans
 }
 
 # The database of advisories lies on the net, outside the registries that a build needs. What it says
 # is binding where it can be asked; where it cannot, that is said here and at the end, and is no
 # failure.
 advisories() {
-  have_cargo_deny || return 1
+  have_tool cargo-deny "$CARGO_DENY" || return 1
   local said
   if ! said=$(timeout 120 cargo deny --locked fetch db 2>&1); then
     printf 'their database can not be reached:\n%s\n' "$said"
@@ -85,16 +87,6 @@ advisories() {
     return 0
   fi
   cargo deny --locked check advisories --disable-fetch
-}
-
-have_cargo_deny() {
-  if [ "$(cargo deny --version 2>/dev/null)" = "cargo-deny $CARGO_DENY" ]; then
-    return 0
-  fi
-  # Built to be ready soon, not to run fast: a few minutes less on two cores.
-  cargo install --quiet --locked --force --version "$CARGO_DENY" \
-    --config profile.release.lto=false --config profile.release.opt-level=1 \
-    --config profile.release.codegen-units=16 --config profile.release.debug=false cargo-deny
 }
 
 main "$@"

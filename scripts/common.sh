@@ -45,3 +45,14 @@ server_certificate() {
   openssl x509 -req -in "$1/srv.csr" -CA "$1/ca.crt" -CAkey "$1/ca.key" -CAcreateserial -days 2 \
     -extfile <(printf 'subjectAltName=%s' "$3") -out "$1/srv.crt" 2>/dev/null
 }
+
+# have_tool NAME VERSION: installs a cargo command where it is missing or another version.
+have_tool() {
+  if [ "$(cargo "${1#cargo-}" --version 2>/dev/null | grep -o '[0-9.]*$')" = "$2" ]; then
+    return 0
+  fi
+  # Built to be ready soon, not to run fast: a few minutes less on two cores.
+  cargo install --quiet --locked --force --version "$2" \
+    --config profile.release.lto=false --config profile.release.opt-level=1 \
+    --config profile.release.codegen-units=16 --config profile.release.debug=false "$1"
+}

@@ -10,6 +10,8 @@ set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 # shellcheck source=scripts/common.sh
 . "$here/common.sh"
+# shellcheck source=scripts/machine.sh
+. "$here/machine.sh"
 
 REGISTRY=registry.e2e.test
 ADDRESS=10.78.0.3
@@ -24,24 +26,10 @@ main() {
   trap finish EXIT
   trap 'exit 1' INT TERM
 
-  # systemd sorts its processes into groups: below one of ours, which it takes for the first of all.
-  local groups
-  groups=$(findmnt -n -o TARGET -t cgroup2 | head -n 1)
-  group=$groups$(sed -n 's/^0:://p' /proc/self/cgroup)/discobot-$$
-  if [ -z "$groups" ] || ! mkdir "$group" 2>/dev/null; then
-    group=
+  if ! machine_start "$scratch" "$binary" "$scratch"; then
     echo "e2e-service.sh: NOT CHECKED: no cgroup v2 that can be written to" >&2
     return 0
   fi
-  (
-    echo "$BASHPID" >"$group/cgroup.procs"
-    exec env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin \
-      unshare --net --mount --pid --cgroup --uts --ipc --fork --kill-child --mount-proc \
-      "$0" --inside "$binary" "$scratch"
-  ) >"$scratch/systemd.log" 2>&1 &
-  shell=$!
-
-  await "$shell" 'systemd starts' booted
   start
   serve
   command
@@ -52,33 +40,11 @@ main() {
   echo "e2e-service.sh: all well"
 }
 
-# The first process of the namespaces: makes a machine of this one's files and gives it to systemd.
+# The first process of the namespaces: makes a machine of this one's files.
 inside() {
   local binary=$1 scratch=$2 root=$2/root
-  mount --make-rprivate /
-  ip link set lo up
+  machine_root / "$scratch"
   ip addr add "$ADDRESS/32" dev lo
-  mkdir "$root" "$scratch/files"
-  mount -t tmpfs tmpfs "$scratch/files"
-  mkdir "$scratch/files/upper" "$scratch/files/work"
-  mount -t overlay overlay \
-    -o "lowerdir=/,upperdir=$scratch/files/upper,workdir=$scratch/files/work" "$root"
-  mount -t proc proc "$root/proc"
-  # Read-only it is a container's, where systemd starts nothing for devices.
-  mount -t sysfs -o ro sysfs "$root/sys"
-  mount -t cgroup2 cgroup2 "$root/sys/fs/cgroup"
-  for dir in run tmp dev; do
-    mount -t tmpfs -o mode=755 tmpfs "$root/$dir"
-  done
-  for node in null zero full random urandom tty; do
-    touch "$root/dev/$node"
-    mount --bind "/dev/$node" "$root/dev/$node"
-  done
-  mkdir "$root/dev/pts" "$root/dev/shm"
-  mount -t devpts -o newinstance,ptmxmode=0666 devpts "$root/dev/pts"
-  mount -t tmpfs tmpfs "$root/dev/shm"
-  ln -s pts/ptmx "$root/dev/ptmx"
-  ln -s /proc/self/fd "$root/dev/fd"
   # What this machine starts stays here.
   rm -rf "$root/etc/systemd/system" "$root/etc/discobot-proxy"
   rm -rf "$root/var/lib/discobot-proxy" "$root/var/cache/discobot-proxy"
@@ -87,25 +53,7 @@ inside() {
   install -D "$binary" "$root/run/build/target/release/discobot-proxy"
   cp -r "$here/../contrib" "$root/run/build/"
   printf '127.0.0.1 localhost\n%s %s\n' "$ADDRESS" "$REGISTRY" >"$root/etc/hosts"
-  cd "$root"
-  mkdir -p old
-  pivot_root . old
-  umount -l /old
-  # No new root by chroot: below one, no user namespace can be made (PrivateUsers=).
-  exec env -i container=lxc PATH=/usr/sbin:/usr/bin:/sbin:/bin /lib/systemd/systemd --system \
-    --unit=basic.target --log-target=console --show-status=no
-}
-
-booted() {
-  local unshare
-  unshare=$(cat "/proc/$shell/task/$shell/children") && init=${unshare%% *}
-  [ -n "$init" ] && [ "$(cat "/proc/$init/comm")" = systemd ] &&
-    there systemctl is-active basic.target
-}
-
-# A command on that machine.
-there() {
-  nsenter -t "$init" --net --mount --pid --cgroup --uts --ipc "$@"
+  machine_boot "$root"
 }
 
 # As README.md says: the first block of its section.
@@ -303,18 +251,7 @@ finish() {
     tail -n 30 "$scratch/systemd.log" >&2 || true
     [ -z "${init:-}" ] || there systemctl status --no-pager --full discobot-proxy >&2 || true
   fi
-  if [ -n "${shell:-}" ]; then
-    # The namespaces' first process, and with it all others.
-    kill -KILL "$shell" 2>/dev/null || true
-    wait "$shell" 2>/dev/null || true
-  fi
-  if [ -n "${group:-}" ]; then
-    # A group is busy until its last process is gone for good.
-    for _ in $(seq 50); do
-      find "$group" -depth -type d -exec rmdir {} + 2>/dev/null && break
-      sleep 0.1
-    done
-  fi
+  machine_stop
   rm -rf --one-file-system "$scratch"
   exit "$status"
 }

@@ -4,7 +4,7 @@
 set -euo pipefail
 
 packages=(
-  ca-certificates containerd curl debian-archive-keyring debootstrap docker-registry docker.io e2fsprogs
+  ca-certificates containerd curl debian-archive-keyring debootstrap docker-registry docker.io dpkg-dev e2fsprogs
   gcc gnuplot-nox haproxy iproute2 libc6-dev nginx openssl procps prometheus python3 skopeo squid-openssl strace systemd util-linux valgrind
 )
 

@@ -19,5 +19,6 @@ scripts/e2e-docker.sh "$target/debug/discobot-proxy" || status=$?
 # The benchmark, for errors and wrong bytes.
 scripts/bench.sh --short || status=$?
 scripts/e2e-service.sh "$target/debug/discobot-proxy" || status=$?
+scripts/e2e-package.sh || status=$?
 scripts/check.sh --no-tests || status=$?
 exit "$status"

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
 use discobot_proxy::cache::{self, Progress};
 use discobot_proxy::config::{Config, ConfigError};
 use discobot_proxy::logging::LogOutput;
@@ -51,6 +52,17 @@ enum Command {
     ///
     /// Exit code 0: all entries are whole. 3: damaged ones were found, and removed.
     Verify,
+    /// Print a completion script, for a file that the shell reads at its start.
+    Completions {
+        /// The shell.
+        shell: Shell,
+    },
+    /// Write the manual's pages, as files for `man`.
+    #[command(hide = true)]
+    Man {
+        /// The directory they are written to.
+        directory: PathBuf,
+    },
 }
 
 #[derive(Subcommand)]
@@ -64,16 +76,35 @@ enum CaCommand {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let config = match load(arguments.config.as_deref()) {
-        Ok(config) => config,
-        Err(error) => return complain(2, &error),
+    let configured = |act: fn(Config) -> ExitCode| match load(arguments.config.as_deref()) {
+        Ok(config) => act(config),
+        Err(error) => complain(2, &error),
     };
     match arguments.command {
-        None => run(config),
-        Some(Command::Check) => check(&config),
-        Some(Command::Ca { command: None }) => ca(&config),
-        Some(Command::Ca { command: Some(CaCommand::Rotate) }) => rotate(&config),
-        Some(Command::Verify) => verify(&config),
+        None => configured(run),
+        Some(Command::Check) => configured(|config| check(&config)),
+        Some(Command::Ca { command: None }) => configured(|config| ca(&config)),
+        Some(Command::Ca { command: Some(CaCommand::Rotate) }) => {
+            configured(|config| rotate(&config))
+        }
+        Some(Command::Verify) => configured(|config| verify(&config)),
+        Some(Command::Completions { shell }) => completions(shell),
+        Some(Command::Man { directory }) => manual(&directory),
+    }
+}
+
+fn completions(shell: Shell) -> ExitCode {
+    let mut script = Vec::new();
+    let mut command = Arguments::command();
+    let name = command.get_name().to_owned();
+    clap_complete::generate(shell, &mut command, name, &mut script);
+    print(&String::from_utf8_lossy(&script))
+}
+
+fn manual(directory: &Path) -> ExitCode {
+    match clap_mangen::generate_to(Arguments::command(), directory) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => complain(1, &format!("{}: {error}", directory.display())),
     }
 }
 

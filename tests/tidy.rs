@@ -73,6 +73,8 @@ const DOORS: &[(&str, &[&str])] = &[
     ("socket2", &["net/", "server", "sys/process"]),
     ("sd_notify", &["server/manager", "sys/process"]),
     ("clap", &["main"]),
+    ("clap_complete", &["main"]),
+    ("clap_mangen", &["main"]),
     ("indicatif", &["main"]),
     ("tracing_subscriber", &["logging"]),
     ("tracing_appender", &["logging"]),
