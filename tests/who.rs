@@ -302,3 +302,32 @@ fn every_limit_has_its_name_and_its_counter() {
         assert_eq!(stats[counter], json!(0), "{counter} in {stats}");
     }
 }
+
+#[test]
+fn a_fill_that_nobody_reads_is_not_resumed_when_it_stalls() {
+    let limits = limited(json!({ "max_fills": 1 }));
+    let setup = limits.with(json!({ "upstream": { "read_timeout": "2s", "retries": 5 } }));
+    let proxy = setup.start();
+    let (len, stall) = (600_000, 300_000);
+    // (bytes of the body, where it stalls, how many of them the client takes before it leaves)
+    for (len, stall, taken) in [(len, stall, 100_000), (len, stall, stall), (5_000, 1_000, 0)] {
+        for origin in [Origin::https(names::REGISTRY), Origin::http(names::SECOND)] {
+            let body = fresh_body(len);
+            let path = blob_path("lab/img", &body);
+            let gate = Gate::new();
+            origin.get(&path, Answer::ok(&body).ranges().gate_at(stall, &gate));
+            let mut client = proxy.client(&origin);
+            client.start("GET", &origin.url(&path), &[]);
+            gate.wait_arrivals(1);
+            if taken > 0 {
+                client.transfer("GET").read_to(&mut client, taken);
+            }
+            drop(client);
+            wait_until("room for a fill", || (proxy.stat("fills") == 0).then_some(()));
+            assert_eq!(origin.count("GET", &path), 1, "{taken} of {len}");
+            gate.open();
+            proxy.get(&origin, &path).assert_is(&body);
+            proxy.get(&origin, &path).assert_hit();
+        }
+    }
+}

@@ -10,7 +10,7 @@ use std::any::Any;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::SystemTime;
@@ -122,6 +122,8 @@ pub enum Phase {
 pub struct Entry {
     key: Key,
     filler: Filler,
+    /// Those who wait for its fill, and whose client is there for all one knows.
+    pub(super) followers: AtomicUsize,
     shared: Mutex<Shared>,
 }
 
@@ -146,7 +148,7 @@ impl Entry {
 
     fn with(key: Key, filler: Filler, phase: Phase) -> Arc<Entry> {
         let shared = Shared { phase, waiting: Vec::new(), vacant: Vec::new(), doomed: false };
-        Arc::new(Entry { key, filler, shared: Mutex::new(shared) })
+        Arc::new(Entry { key, filler, followers: AtomicUsize::new(0), shared: Mutex::new(shared) })
     }
 
     /// What names this entry.

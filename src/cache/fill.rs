@@ -89,7 +89,7 @@ impl Lease {
         self.entry.advance(Phase::Growing { body: Arc::clone(&body), written: 0, len });
         let hasher = digest.as_ref().map(|digest| Hasher::new(digest.algorithm()));
         let entry = Arc::clone(&self.entry);
-        let reader = Reader::new(Arc::clone(&entry));
+        let reader = Reader::following(Arc::clone(&entry));
         let proof = digest.zip(hasher);
         let slot = self.slot.take();
         let fill =
@@ -156,6 +156,11 @@ impl Fill {
     /// from.
     pub fn is_proven(&self) -> bool {
         self.proof.is_some()
+    }
+
+    /// Whether no client waits for it, for all one knows.
+    pub fn is_unfollowed(&self) -> bool {
+        self.entry.followers.load(Ordering::Relaxed) == 0
     }
 
     /// A reader at the start of what is being filled.

@@ -264,7 +264,7 @@ impl Cache {
     pub fn refill(&self, key: &Key, filler: Filler) -> Result<Lease, NoLease> {
         let mut index = self.inner.index();
         match index.filling(key) {
-            Some(entry) => Err(NoLease::Taken(Reader::new(entry))),
+            Some(entry) => Err(NoLease::Taken(Reader::following(entry))),
             None => self.give_lease(&mut index, key, filler).ok_or(NoLease::Crowded),
         }
     }
@@ -322,7 +322,7 @@ impl Cache {
         let mut index = self.inner.index();
         match index.lookup(key, now_ms) {
             Found::Open(entry) => Looked::Open(entry),
-            Found::Filling(entry) => Looked::Settled(Lookup::Join(Reader::new(entry))),
+            Found::Filling(entry) => Looked::Settled(Lookup::Join(Reader::following(entry))),
             Found::Closed => Looked::OnDisk,
             Found::Absent if scanning => Looked::OnDisk,
             Found::Absent => Looked::Settled(self.miss(&mut index, key, filler)),
@@ -334,7 +334,7 @@ impl Cache {
         let mut index = self.inner.index();
         match index.lookup(key, now_ms()) {
             Found::Absent => Some(self.miss(&mut index, key, filler)),
-            Found::Filling(entry) => Some(Lookup::Join(Reader::new(entry))),
+            Found::Filling(entry) => Some(Lookup::Join(Reader::following(entry))),
             Found::Open(_) | Found::Closed => None,
         }
     }

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::future::poll_fn;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 
 use super::Failure;
@@ -46,11 +47,27 @@ pub struct Reader {
     slot: Slot,
     offset: u64,
     end: Option<u64>,
+    follows: bool,
 }
 
 impl Reader {
     pub(super) fn new(entry: Arc<Entry>) -> Reader {
-        Reader { entry, slot: Slot::default(), offset: 0, end: None }
+        Reader { entry, slot: Slot::default(), offset: 0, end: None, follows: false }
+    }
+
+    /// One for which the fill goes on.
+    pub(super) fn following(entry: Arc<Entry>) -> Reader {
+        entry.followers.fetch_add(1, Ordering::Relaxed);
+        let mut reader = Reader::new(entry);
+        reader.follows = true;
+        reader
+    }
+
+    /// Says that its client may have left: for this one alone the fill need not go on.
+    pub fn unfollow(&mut self) {
+        if std::mem::replace(&mut self.follows, false) {
+            self.entry.followers.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 
     /// What names the entry.
@@ -155,6 +172,7 @@ impl Reader {
 
 impl Drop for Reader {
     fn drop(&mut self) {
+        self.unfollow();
         self.entry.leave(&mut self.slot);
     }
 }

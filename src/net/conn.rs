@@ -391,6 +391,15 @@ impl Conn {
     }
 
     /// Reads more, `limit` from `begun` on; 0 at the end of the stream.
+    /// Waits until the peer has ended its half or is gone, as far as that is seen behind what else
+    /// it sent.
+    pub async fn ends(&self) {
+        self.stirs().await;
+        if self.unused() > 0 {
+            std::future::pending::<()>().await;
+        }
+    }
+
     async fn more_within(
         &self,
         begun: Instant,

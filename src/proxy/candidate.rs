@@ -22,6 +22,7 @@ use super::stored::Stored;
 use crate::cache::{Failure, HELD_BACK, Lease, Lookup, NoHead, NoLease, Reader, Seen};
 use crate::http::{Fields, Framing, Scheme, Version};
 use crate::key::{Digest, Key};
+use crate::net::{Either, race};
 use crate::policy::rights::RepositoryId;
 use crate::policy::{self, Admission, Reason};
 use crate::stats::{Outcome, Stats};
@@ -351,7 +352,14 @@ async fn deliver(
     let mut latest = None;
     if source == Source::Miss && seen.len.is_some_and(|len| len <= HELD_BACK) {
         // All of it is held back: then the head can wait too, and tell of a failure.
-        match reader.ended().await {
+        let ended = match race(reader.ended(), client.conn.ends()).await {
+            Either::Left(ended) => ended,
+            Either::Right(()) => {
+                reader.unfollow();
+                reader.ended().await
+            }
+        };
+        match ended {
             Ok(()) => latest = reader.glance(),
             Err(Failure::Storage(_)) => {
                 return Box::pin(past_cache(worker, client, request)).await;

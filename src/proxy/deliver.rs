@@ -12,10 +12,10 @@ use std::time::SystemTime;
 use super::answer::{connection, reason};
 use super::record::REQUEST_ID;
 use super::session::{Client, End};
-use crate::cache::{Body, CacheError, Failure, Reader, Seen};
+use crate::cache::{Body, CacheError, Failure, Reader, Seen, Span};
 use crate::http::range::{content_range, parse_range, unsatisfied_range};
 use crate::http::{Fields, Framing, LAST_CHUNK, Method, RequestHead, Version, chunk_head};
-use crate::net::{NetError, send_file};
+use crate::net::{Either, NetError, race, send_file};
 use crate::stats::Stats;
 
 /// A body up to this size leaves with its head in one write.
@@ -193,7 +193,7 @@ impl Delivery<'_> {
         let conn = &self.client.conn;
         let mut sent = 0;
         loop {
-            let span = match reader.next(SPAN).await {
+            let span = match self.next(reader).await {
                 Ok(Some(span)) => span,
                 Ok(None) => return Ok(sent),
                 Err(why) => {
@@ -239,6 +239,15 @@ impl Delivery<'_> {
         let at = out.len();
         out.resize(at + (end - start), 0);
         seen.body.file.read_exact_at(&mut out[at..], part.start)
+    }
+
+    /// The next span. A client that ends its half while it waits for one may have left.
+    async fn next(&self, reader: &mut Reader) -> Result<Option<Span>, Failure> {
+        if let Either::Left(span) = race(reader.next(SPAN), self.client.conn.ends()).await {
+            return span;
+        }
+        reader.unfollow();
+        reader.next(SPAN).await
     }
 
     fn count(&self, sent: u64) {

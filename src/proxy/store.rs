@@ -3,7 +3,7 @@
 
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::exchange::Request;
 use super::fetch::{FetchError, Fetched, Recipe};
@@ -23,7 +23,8 @@ const PAUSE: Duration = Duration::from_millis(200);
 /// The longest such wait.
 const PAUSE_MAX: Duration = Duration::from_secs(5);
 
-/// Fills an entry from the answer in hand, to the end, whether anybody reads it or not.
+/// Fills an entry from the answer in hand, to the end, whether anybody reads it or not; but where
+/// nobody does it is not resumed once upstream was silent for `upstream.read_timeout`.
 ///
 /// `shown`: the request it is for, the digest it will have proven, where there is one, and when
 /// upstream answered.
@@ -72,8 +73,9 @@ async fn run(
     let validator = strong_etag(&fetched.head.fields);
     let mut skip = 0;
     let mut retries = 0;
+    let mut heard = Instant::now();
     loop {
-        let error = match pour(worker, &mut fetched, &mut fill, skip).await {
+        let error = match pour(worker, &mut fetched, &mut fill, skip, &mut heard).await {
             Ok(()) => {
                 fetched.recycle(worker);
                 return fill.commit().await;
@@ -87,7 +89,8 @@ async fn run(
         drop(fetched);
         let mut why = error.to_string();
         (fetched, skip) = loop {
-            if retries >= worker.limits.retries {
+            let silent = heard.elapsed() >= worker.limits.read_timeout;
+            if retries >= worker.limits.retries || silent && fill.is_unfollowed() {
                 return Err(fill.fail(Failure::Source(why.into())));
             }
             monoio::time::sleep(PAUSE_MAX.min(PAUSE * 2_u32.saturating_pow(retries))).await;
@@ -111,17 +114,19 @@ enum Broken {
     Sink(Failure),
 }
 
-/// Appends the whole body but for its first `skip` bytes.
+/// Appends the whole body but for its first `skip` bytes. `heard`: when the last of it came.
 async fn pour(
     worker: &Worker,
     fetched: &mut Fetched,
     fill: &mut Fill,
     mut skip: u64,
+    heard: &mut Instant,
 ) -> Result<(), Broken> {
     let mut body = BodyReader::new(fetched.framing);
     let mut buf = Vec::with_capacity(CHUNK);
     while !body.is_done() {
         let got = body.read(&fetched.conn, &mut buf, CHUNK).await.map_err(Broken::Source)?;
+        *heard = Instant::now();
         Stats::add(&worker.stats.bytes_from_upstream, got as u64);
         let skipped = skip.min(buf.len() as u64);
         skip -= skipped;
