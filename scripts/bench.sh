@@ -98,6 +98,7 @@ blobs() {
   # Of lengths of their own, or they were one.
   CROWDS=("$(blob blobs "$medium")" "$(blob blobs $((medium + 1)))" "$(blob blobs $((medium + 2)))")
   SMALL=$(blob manifests 1024)
+  PIECE=$(blob pieces 262144)
   # The files are read by users of the servers' own.
   chmod -R a+rX "$scratch"
 }

@@ -33,7 +33,7 @@ start_origin() {
     # A manifest of no type of its own is not served from a cache that knows what it is.
     location ~ /manifests/ { default_type application/vnd.oci.image.manifest.v1+json; }
     # Whatever is asked for is there, and nobody has it.
-    location ~ /cold/ { try_files ${CROWDS[0]} =404; }
+    location ~ /cold/ { try_files $PIECE =404; }
     access_log $dir/access.log bytes;
   }
 }
