@@ -11,7 +11,7 @@
 //!
 //! | layer | modules | may use |
 //! |---|---|---|
-//! | 3 | `main`, [`server`], [`logging`] | everything below |
+//! | 3 | `main`, [`server`], [`logging`], [`doctor`] | everything below |
 //! | 2 | [`proxy`], [`admin`] | layers 1 and 0 |
 //! | 1 | [`policy`] | http, key, config |
 //! | 1 | [`cache`] | sys, key, stats |
@@ -63,5 +63,6 @@ pub mod policy;
 pub mod admin;
 pub mod proxy;
 
+pub mod doctor;
 pub mod logging;
 pub mod server;

@@ -11,6 +11,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 use discobot_proxy::cache::{self, Progress};
 use discobot_proxy::config::{Config, ConfigError};
+use discobot_proxy::doctor::{self, Finding};
 use discobot_proxy::logging::LogOutput;
 use discobot_proxy::net::Ca;
 use discobot_proxy::policy::Policy;
@@ -63,6 +64,19 @@ enum Command {
         /// The directory they are written to.
         directory: PathBuf,
     },
+    /// Look at this client, or at the proxy's host, and say what keeps pulls from the cache.
+    ///
+    /// Each finding is ok, warn or fail, with the command that mends it. Exit code 1: one failed.
+    Doctor {
+        /// Where the proxy is; else HTTPS_PROXY, else this machine.
+        #[arg(long, value_name = "URL")]
+        proxy: Option<String>,
+        /// The system to look at.
+        #[arg(long, value_name = "DIR", default_value = "/")]
+        root: PathBuf,
+        /// An image to try: a little of it is pulled, twice.
+        image: Option<String>,
+    },
 }
 
 #[derive(Subcommand)]
@@ -88,6 +102,13 @@ fn main() -> ExitCode {
             configured(|config| rotate(&config))
         }
         Some(Command::Verify) => configured(|config| verify(&config)),
+        Some(Command::Doctor { proxy, root, image }) => {
+            let options = doctor::Options { proxy, root, image };
+            match load(arguments.config.as_deref()) {
+                Ok(config) => examine(&config, &options),
+                Err(error) => complain(2, &error),
+            }
+        }
         Some(Command::Completions { shell }) => completions(shell),
         Some(Command::Man { directory }) => manual(&directory),
     }
@@ -174,6 +195,15 @@ fn rotate(config: &Config) -> ExitCode {
 fn warn(ca: &Ca) {
     for warning in ca.warnings() {
         say(&format_args!("warning: {warning}"));
+    }
+}
+
+fn examine(config: &Config, options: &doctor::Options) -> ExitCode {
+    let mut tell = |finding: &Finding| _ = print(&finding.to_string());
+    match doctor::examine(config, options, &mut tell) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(1),
+        Err(error) => complain(2, &error),
     }
 }
 

@@ -23,6 +23,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("lib", 3),
     ("server", 3),
     ("logging", 3),
+    ("doctor", 3),
     ("proxy", 2),
     ("admin", 2),
     ("policy", 1),
@@ -60,7 +61,15 @@ const DOORS: &[(&str, &[&str])] = &[
     ),
     (
         "serde_json",
-        &["config", "cache/disk", "admin", "proxy/answer", "proxy/challenge", "policy/rights"],
+        &[
+            "config",
+            "cache/disk",
+            "admin",
+            "proxy/answer",
+            "proxy/challenge",
+            "policy/rights",
+            "doctor/pull",
+        ],
     ),
     ("granit_parser", &["config"]),
     ("base64", &["config", "http/basic"]),
@@ -80,13 +89,23 @@ const DOORS: &[(&str, &[&str])] = &[
     ("tracing_appender", &["logging"]),
     (
         "monoio",
-        &["net/", "cache/mod", "cache/fill", "cache/disk", "proxy/", "admin", "server", "main"],
+        &[
+            "net/",
+            "cache/mod",
+            "cache/fill",
+            "cache/disk",
+            "proxy/",
+            "admin",
+            "server",
+            "doctor/host",
+            "main",
+        ],
     ),
     ("io_uring", &["server"]),
     ("tracing", &["cache/", "net/", "proxy/", "admin", "server", "logging", "main"]),
     ("ipnet", &["config", "policy/"]),
     ("humantime", &["config", "cache/disk", "net/", "proxy/", "admin"]),
-    ("httpdate", &["policy/", "proxy/"]),
+    ("httpdate", &["policy/", "proxy/", "doctor/"]),
 ];
 
 /// Lines with `unwrap()` or `expect(` that stand for a reason: (path, part of the line, reason).

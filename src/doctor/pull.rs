@@ -1,0 +1,151 @@
+//! A pull of a given image through the proxy, as far as it takes to see whether it is cached: its
+//! manifest, and its configuration twice. Without credentials, as public images need none.
+
+use serde_json::Value;
+
+use super::ask::{Asked, Proxy};
+use super::{Finding, fail, ok};
+use crate::http::{Authority, Host};
+
+const ACCEPT: &str = "Accept: application/vnd.oci.image.index.v1+json, \
+    application/vnd.oci.image.manifest.v1+json, \
+    application/vnd.docker.distribution.manifest.list.v2+json, \
+    application/vnd.docker.distribution.manifest.v2+json\r\n";
+
+/// What an image's name stands for.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Image {
+    registry: String,
+    repository: String,
+    /// A tag or a digest.
+    reference: String,
+}
+
+impl Image {
+    /// Reads it as Docker does: without a registry it is one of Docker Hub.
+    pub fn parse(text: &str) -> Result<Image, String> {
+        let strange = || format!("{text:?} is no image: name it like ghcr.io/org/app:1.2");
+        let known = |c: char| c.is_ascii_alphanumeric() || "._-/:@[]".contains(c);
+        let (name, reference) = match (text.split_once('@'), text.rsplit_once(':')) {
+            (Some((name, digest)), _) => (name, digest),
+            (None, Some((name, tag))) if !tag.contains('/') => (name, tag),
+            _ => (text, "latest"),
+        };
+        let (first, rest) = name.split_once('/').unwrap_or(("", name));
+        let (registry, repository) = match first {
+            "docker.io" | "" => ("registry-1.docker.io", rest),
+            first if first.contains(['.', ':']) || first == "localhost" => (first, rest),
+            _ => ("registry-1.docker.io", name),
+        };
+        if !text.chars().all(known) || repository.is_empty() || reference.is_empty() {
+            return Err(strange());
+        }
+        Authority::parse(registry).map_err(|_| strange())?;
+        let official = registry == "registry-1.docker.io" && !repository.contains('/');
+        let repository = format!("{}{repository}", if official { "library/" } else { "" });
+        Ok(Image { registry: registry.to_owned(), repository, reference: reference.to_owned() })
+    }
+}
+
+/// Pulls, and pulls again: the second answer has to come from the cache.
+pub fn try_twice(proxy: &Proxy, image: &Image) -> Finding {
+    let what = "pull";
+    let shown = format!("{}/{}:{}", image.registry, image.repository, image.reference);
+    match pull(proxy, image) {
+        Ok(true) => ok(what, format!("{shown} goes through the proxy, and comes from its cache")),
+        Ok(false) => fail(
+            what,
+            format!("{shown} goes through the proxy, but its second pull is no hit"),
+            "journalctl -u discobot-proxy -n 50   # on the proxy's host: each miss has its reason",
+        ),
+        Err(error) => fail(
+            what,
+            format!("{shown}: {error}"),
+            format!("curl -v -x {proxy} https://{}/v2/", image.registry),
+        ),
+    }
+}
+
+fn pull(proxy: &Proxy, image: &Image) -> Result<bool, String> {
+    let mut fields = ACCEPT.to_owned();
+    let path = |kind: &str, name: &str| format!("/v2/{}/{kind}/{name}", image.repository);
+    let mut get = |kind: &str, name: &str| -> Result<Asked, String> {
+        let path = path(kind, name);
+        let first = proxy.through(&image.registry, &path, &fields)?;
+        if first.status == 401
+            && let Some(token) = token(proxy, &first)?
+        {
+            fields = format!("{ACCEPT}Authorization: Bearer {token}\r\n");
+            return succeeded(proxy.through(&image.registry, &path, &fields)?);
+        }
+        succeeded(first)
+    };
+    let mut manifest = json(&get("manifests", &image.reference)?)?;
+    if let Some(first) = manifest["manifests"][0]["digest"].as_str().map(str::to_owned) {
+        manifest = json(&get("manifests", &first)?)?;
+    }
+    let config = manifest["config"]["digest"].as_str().ok_or("its manifest has no config")?;
+    get("blobs", config)?;
+    Ok(get("blobs", config)?.field("x-cache") == Some("HIT"))
+}
+
+fn json(answer: &Asked) -> Result<Value, String> {
+    serde_json::from_slice(&answer.body).map_err(|error| format!("its manifest: {error}"))
+}
+
+fn succeeded(answer: Asked) -> Result<Asked, String> {
+    if answer.status == 200 {
+        return Ok(answer);
+    }
+    let body: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
+    let why = body["errors"][0]["message"].as_str().unwrap_or("without a reason");
+    Err(format!("{}: {why}", answer.status))
+}
+
+/// A token for nobody, as the challenge says; `None` where it is no Bearer challenge.
+fn token(proxy: &Proxy, answer: &Asked) -> Result<Option<String>, String> {
+    let Some(challenge) = answer.field("www-authenticate") else { return Ok(None) };
+    let part = |name: &str| {
+        let (_, rest) = challenge.split_once(&format!("{name}=\""))?;
+        rest.split_once('"').map(|(value, _)| value.replace([' ', '\r', '\n'], "%20"))
+    };
+    let Some(realm) = part("realm") else { return Ok(None) };
+    let realm = realm.strip_prefix("https://").ok_or("it wants tokens without TLS")?;
+    let (host, path) = realm.split_once('/').unwrap_or((realm, ""));
+    Host::parse(host.split(':').next().unwrap_or_default()).map_err(|error| error.to_string())?;
+    let join = if path.contains('?') { '&' } else { '?' };
+    let asked = ["service", "scope"].map(|name| match part(name) {
+        Some(value) => format!("{name}={value}&"),
+        None => String::new(),
+    });
+    let path = format!("/{path}{join}{}", asked.concat());
+    let answer = succeeded(proxy.through(host, path.trim_end_matches('&'), "")?)?;
+    let body: Value = serde_json::from_slice(&answer.body).map_err(|error| error.to_string())?;
+    let token = body["token"].as_str().or(body["access_token"].as_str());
+    Ok(token.filter(|token| token.bytes().all(|b| b.is_ascii_graphic())).map(str::to_owned))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn images_are_named_as_docker_names_them() {
+        let hub = "registry-1.docker.io";
+        for (text, registry, repository, reference) in [
+            ("alpine", hub, "library/alpine", "latest"),
+            ("docker.io/org/app:1", hub, "org/app", "1"),
+            ("org/app", hub, "org/app", "latest"),
+            ("ghcr.io/org/app:1.2", "ghcr.io", "org/app", "1.2"),
+            ("lab.test:5000/app", "lab.test:5000", "app", "latest"),
+            ("ghcr.io/app@sha256:ab", "ghcr.io", "app", "sha256:ab"),
+        ] {
+            let image = Image::parse(text).unwrap();
+            assert_eq!((&*image.registry, &*image.repository), (registry, repository), "{text}");
+            assert_eq!(image.reference, reference, "{text}");
+        }
+        for text in ["", "a b", "ghcr.io/", "app:", "x..y/app", "a\r\nb"] {
+            assert!(Image::parse(text).is_err(), "{text:?}");
+        }
+    }
+}
