@@ -1,5 +1,5 @@
-//! Clients that read slowly or vanish: memory and descriptors stay what they
-//! were, and whoever else is served by the same core hardly notices.
+//! Clients that read slowly or vanish: memory and descriptors stay what they were, and whoever else
+//! is served by the same core hardly notices.
 
 mod support;
 

@@ -1,6 +1,6 @@
-//! A child whose calls of some kinds fail: without io_uring by a seccomp filter as container engines
-//! set one (the kernel's own switch, `kernel.io_uring_disabled`, would be the whole machine's), or
-//! on a medium that takes nothing. The filter is put on between fork and exec.
+//! A child some of whose calls fail: without io_uring, by a seccomp filter as container engines set
+//! one (the kernel's own switch, `kernel.io_uring_disabled`, would be the whole machine's), or on a
+//! medium that takes nothing. The filter is put on between fork and exec.
 
 use std::io;
 use std::os::unix::process::CommandExt;
