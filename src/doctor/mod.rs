@@ -166,8 +166,8 @@ fn clock(page: &Asked) -> Finding {
     let seen = format!("{} s from the proxy's", off.as_secs());
     let mend = "timedatectl set-ntp true";
     match off.as_secs() {
-        ..CLOCK_WARN_SECS => ok(what, seen),
-        ..CLOCK_FAIL_SECS => warn(what, seen, mend),
-        _ => fail(what, seen, mend),
+        CLOCK_FAIL_SECS.. => fail(what, seen, mend),
+        CLOCK_WARN_SECS..CLOCK_FAIL_SECS => warn(what, seen, mend),
+        _ => ok(what, seen),
     }
 }
