@@ -24,7 +24,8 @@ Ends with 0 where all answers were right, with 1 where some were not.";
 #[derive(Parser)]
 #[command(name = "load", bin_name = "load.sh", after_help = EXAMPLES)]
 pub struct Args {
-    /// What is asked for, by turns; {n} stands for a number that is another one in each request
+    /// What is asked for, by turns; the letter n in braces stands for a number that is another one
+    /// in each request
     #[arg(required = true)]
     pub urls: Vec<String>,
 
