@@ -74,7 +74,7 @@ const DOORS: &[(&str, &[&str])] = &[
     ("granit_parser", &["config"]),
     ("base64", &["config", "http/basic"]),
     ("bcrypt", &["proxy/users/file"]),
-    ("zeroize", &["config", "http/basic", "net/", "policy/rights"]),
+    ("zeroize", &["config", "http/basic", "net/", "policy/rights", "sys/ktls"]),
     ("bytesize", &["config"]),
     ("hdrhistogram", &["stats/cores"]),
     ("prometheus_client", &["stats/"]),

@@ -4,5 +4,6 @@
 #![allow(unsafe_code)]
 
 pub mod file;
+pub mod ktls;
 pub mod process;
 pub mod socket;
