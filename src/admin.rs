@@ -19,7 +19,7 @@ use crate::http::{
     keeps_alive, request_framing, split_path,
 };
 use crate::key::{Digest, Key};
-use crate::net::{BodyReader, Conn, Either, NetError, race};
+use crate::net::{BodyReader, Conn, Either, Ktls, NetError, race};
 use crate::proxy::{Drain, Reply, linger};
 use crate::stats::{Dialect, Moment, OUTCOMES, Outcome, Stats, Times};
 use crate::sys;
@@ -48,6 +48,8 @@ pub struct Admin {
     pub dir: PathBuf,
     /// Bytes of the bodies stored at most.
     pub max_size: u64,
+    /// What TLS goes to the kernel.
+    pub ktls: Arc<Ktls>,
     /// Limits of heads.
     pub heads: HeadLimits,
     /// For a head, and between two requests.
@@ -182,6 +184,7 @@ impl Admin {
             "version": env!("CARGO_PKG_VERSION"),
             "driver": self.driver,
             "workers": self.workers,
+            "ktls": { "suites": self.ktls.suites(), "why": self.ktls.why() },
             "scanning": self.cache.is_scanning(),
         })
     }

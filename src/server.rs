@@ -37,7 +37,7 @@ use crate::admin::Admin;
 use crate::cache::{self, Cache};
 use crate::config::{self, Config, ConfigError};
 use crate::http::HeadLimits;
-use crate::net::{Ca, CaError, DialOptions, Dialer, Resolver, UpstreamTls, race};
+use crate::net::{Ca, CaError, DialOptions, Dialer, Ktls, Resolver, UpstreamTls, race};
 use crate::policy::{Listeners, Policy};
 use crate::proxy::{self, Access, Asking, Drain, Limits, Pseudonym, RequestIds, Users, Worker};
 use crate::stats::Stats;
@@ -128,6 +128,7 @@ struct Shared {
     cache: Cache,
     stats: Arc<Stats>,
     ca: Arc<Ca>,
+    ktls: Arc<Ktls>,
     access: Option<Arc<Access>>,
     users: Option<Arc<Users>>,
     tls: Arc<UpstreamTls>,
@@ -155,7 +156,9 @@ impl Server {
             workers => workers,
         };
         let bound = Bound::bind(&config, workers)?;
-        let ca = Arc::new(Ca::open(&ca_options(&config))?);
+        let ktls = Arc::new(trust::ktls(&config));
+        let ca = Ca::open(&ca_options(&config))?.giving_keys(ktls.why().is_none());
+        let ca = Arc::new(ca);
         let stats = Arc::new(Stats::new(workers));
         let options = cache::Options {
             dir: config.cache.dir.clone(),
@@ -175,6 +178,7 @@ impl Server {
             cache: cache.clone(),
             stats,
             ca: Arc::clone(&ca),
+            ktls,
             access: access.clone(),
             users: users.clone(),
             tls: tls.client,
@@ -442,6 +446,7 @@ fn worker(shared: &Shared, drain: &Rc<Drain>) -> Worker {
         dialer: Dialer::new(options, shared.resolver.clone(), Arc::clone(&shared.tls)),
         resolver: shared.resolver.clone(),
         ca: Arc::clone(&shared.ca),
+        ktls: Arc::clone(&shared.ktls),
         access: shared.access.clone(),
         users: shared.users.clone(),
         asking: Asking::default(),
@@ -475,6 +480,7 @@ fn admin_of(shared: &Shared, drain: &Rc<Drain>, driver: &'static str) -> Admin {
         workers: shared.workers,
         dir: config.cache.dir.clone(),
         max_size: config.cache.max_size,
+        ktls: Arc::clone(&shared.ktls),
         heads: HeadLimits::with_size(config.limits.header_size),
         patience: config.limits.header_timeout,
         drain: Rc::clone(drain),

@@ -3,7 +3,7 @@
 //! All methods take `&self`: at most one future reads and one writes at a time. The cells inside
 //! are never borrowed across an await.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, RefCell, RefMut};
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -11,9 +11,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use monoio::net::TcpStream;
+use rustls::AlertDescription;
 
+use super::ktls::Kernel;
 use super::rx::{self, End, Rx};
-use super::tls::{RECEIVE, Tls};
+use super::tls::{Layer, RECEIVE, Tls};
 use super::{NetError, give_way};
 use crate::http::{
     HeadLimits, Parsed, RequestHead, ResponseHead, Retry, parse_request, parse_response,
@@ -42,7 +44,7 @@ const TLS_WRITE: usize = 256 * 1024;
 pub struct Conn {
     io: TcpStream,
     peer: SocketAddr,
-    tls: Option<RefCell<Box<Tls>>>,
+    pub(super) layer: RefCell<Layer>,
     rx: RefCell<Rx>,
     patience: Cell<Duration>,
     /// Whether the last wait for the peer was in vain.
@@ -57,8 +59,8 @@ impl Conn {
         // Small answers must not wait for acknowledgements; where it fails they merely do.
         let _ = io.set_nodelay(true);
         let (rx, patience) = (RefCell::default(), Cell::new(patience));
-        let overdue = Cell::new(false);
-        Conn { io, peer, tls: None, rx, patience, overdue, turn: Cell::new(0) }
+        let (layer, overdue) = (RefCell::new(Layer::Plain), Cell::new(false));
+        Conn { io, peer, layer, rx, patience, overdue, turn: Cell::new(0) }
     }
 
     /// Puts TLS over the stream as the server.
@@ -77,7 +79,8 @@ impl Conn {
         let mut buf = Vec::new();
         let fed = tls.feed(early.unused(), &mut buf);
         let rx = Rx { buf, start: 0, end: None };
-        let conn = Conn { tls: Some(RefCell::new(tls)), rx: RefCell::new(rx), ..self };
+        let layer = RefCell::new(Layer::Tls(tls));
+        let conn = Conn { layer, rx: RefCell::new(rx), ..self };
         if let Err(error) = fed {
             return Err(conn.tls_failed(error).await);
         }
@@ -89,15 +92,13 @@ impl Conn {
     }
 
     async fn shake_hands(&self) -> Result<(), NetError> {
-        let Some(tls) = &self.tls else { return Ok(()) };
         loop {
             self.flush().await?;
-            if !tls.borrow().is_handshaking() {
-                return Ok(());
-            }
-            let step = {
-                let mut rx = self.rx.borrow_mut();
-                tls.borrow_mut().advance(self.socket(), &mut rx.buf, RECEIVE)
+            let step = match self.tls() {
+                Some(mut tls) if tls.is_handshaking() => {
+                    tls.advance(self.socket(), &mut self.rx.borrow_mut().buf, RECEIVE)
+                }
+                _ => return Ok(()),
             };
             match step {
                 Ok(0) => return Err(NetError::Closed),
@@ -121,9 +122,14 @@ impl Conn {
         self.io.local_addr()
     }
 
-    /// Whether the stream is TLS.
-    pub fn is_tls(&self) -> bool {
-        self.tls.is_some()
+    /// The stream's TLS, if it is rustls that speaks it.
+    pub(super) fn tls(&self) -> Option<RefMut<'_, Tls>> {
+        RefMut::filter_map(self.layer.borrow_mut(), Layer::tls).ok()
+    }
+
+    /// The stream's TLS, if it is the kernel's.
+    pub(super) fn kernel(&self) -> Option<RefMut<'_, Kernel>> {
+        RefMut::filter_map(self.layer.borrow_mut(), Layer::kernel).ok()
     }
 
     /// Limits every wait for the peer from now on.
@@ -169,7 +175,8 @@ impl Conn {
         idle: Duration,
         whole: Duration,
     ) -> Result<Option<RequestHead>, NetError> {
-        if self.unused() == 0 && self.more_within(Instant::now(), idle, NEXT).await? == 0 {
+        let spent = self.kernel().is_some_and(|kernel| !kernel.takes_request());
+        if spent || self.unused() == 0 && self.more_within(Instant::now(), idle, NEXT).await? == 0 {
             return Ok(None);
         }
         let parse = |buf: &[u8]| parse_request(buf, limits);
@@ -265,8 +272,7 @@ impl Conn {
 
     /// Whether no byte can come any more, as far as is known without a read.
     fn has_ended(&self) -> bool {
-        self.rx.borrow().end.is_some()
-            || self.tls.as_ref().is_some_and(|tls| tls.borrow().said_goodbye())
+        self.rx.borrow().end.is_some() || self.tls().is_some_and(|tls| tls.said_goodbye())
     }
 
     /// Whether an idle connection is still good: open, and silent.
@@ -284,11 +290,13 @@ impl Conn {
 
     /// Writes all of `parts`; `more` says that further bytes follow directly.
     pub async fn write_parts(&self, parts: &[&[u8]], more: bool) -> Result<(), NetError> {
-        let Some(tls) = &self.tls else { return self.write_plain(parts, more).await };
+        if self.tls().is_none() {
+            return self.write_plain(parts, more).await;
+        }
         for part in parts {
             for piece in part.chunks(TLS_WRITE) {
-                tls.borrow_mut().write(piece)?;
-                if tls.borrow().backlog() >= TLS_WRITE {
+                self.encrypt(piece)?;
+                if self.tls().is_some_and(|tls| tls.backlog() >= TLS_WRITE) {
                     self.flush().await?;
                 }
             }
@@ -302,7 +310,10 @@ impl Conn {
         IoSlice::advance_slices(&mut slices, 0);
         while !slices.is_empty() {
             match sys::socket::send(self.socket(), slices, more) {
-                Ok(sent) => IoSlice::advance_slices(&mut slices, sent),
+                Ok(sent) => {
+                    self.count(sent)?;
+                    IoSlice::advance_slices(&mut slices, sent);
+                }
                 Err(error) => self.until_writable(error).await?,
             }
         }
@@ -311,9 +322,8 @@ impl Conn {
 
     /// Sends what TLS has ready.
     pub(super) async fn flush(&self) -> Result<(), NetError> {
-        let Some(tls) = &self.tls else { return Ok(()) };
         loop {
-            let sent = tls.borrow_mut().send(self.socket());
+            let sent = self.tls().map_or(Ok(0), |mut tls| tls.send(self.socket()));
             match sent {
                 Ok(0) => return Ok(()),
                 Ok(_) => {}
@@ -324,7 +334,7 @@ impl Conn {
 
     /// Encrypts a piece of a body; [`Conn::flush`] sends it.
     pub(super) fn encrypt(&self, piece: &[u8]) -> io::Result<()> {
-        self.tls.as_ref().map_or(Ok(()), |tls| tls.borrow_mut().write(piece))
+        self.tls().map_or(Ok(()), |mut tls| tls.write(piece))
     }
 
     /// Waits after a `WouldBlock` until the socket takes more; any other error is final.
@@ -358,11 +368,14 @@ impl Conn {
 
     /// Says goodbye: TLS's closing alert, then the end of our half of the stream.
     pub async fn finish(&self) {
-        if let Some(tls) = &self.tls {
-            tls.borrow_mut().close();
-            // The peer may be gone already; then nobody is left to be told.
-            let _ = self.flush().await;
+        if self.kernel().is_some() {
+            return self.take_leave().await;
         }
+        if let Some(mut tls) = self.tls() {
+            tls.close();
+        }
+        // The peer may be gone already; then nobody is left to be told.
+        let _ = self.flush().await;
         // As above.
         let _ = socket2::SockRef::from(&self.socket()).shutdown(std::net::Shutdown::Write);
     }
@@ -474,20 +487,20 @@ impl Conn {
         if self.rx.borrow().end.is_some() {
             return Ok(0);
         }
-        let (got, end) = match &self.tls {
-            None => {
+        let (got, goodbye) = match &mut *self.layer.borrow_mut() {
+            Layer::Plain => {
                 out.reserve(max.min(READ_MIN));
                 let got = sys::socket::recv(self.socket(), out, max)?;
-                (got, End::Clean)
+                (got, true)
             }
-            Some(tls) => {
-                let mut tls = tls.borrow_mut();
-                let got = tls.receive(self.socket(), out, RECEIVE)?;
-                (got, if tls.said_goodbye() { End::Clean } else { End::Cut })
+            Layer::Tls(tls) => (tls.receive(self.socket(), out, RECEIVE)?, tls.said_goodbye()),
+            Layer::Kernel(kernel) => {
+                out.reserve(max.min(READ_MIN));
+                (kernel.receive(self.socket(), out, max)?, kernel.said_goodbye())
             }
         };
         if got == 0 {
-            self.rx.borrow_mut().end = Some(end);
+            self.rx.borrow_mut().end = Some(if goodbye { End::Clean } else { End::Cut });
         }
         Ok(got)
     }
@@ -503,6 +516,9 @@ impl Conn {
     async fn tls_failed(&self, error: rustls::Error) -> NetError {
         // The error that counts is the first one.
         let _ = self.flush().await;
+        if self.kernel().is_some() && error == rustls::Error::DecryptError {
+            self.alert(AlertDescription::BadRecordMac).await;
+        }
         NetError::Tls(error)
     }
 }

@@ -1,5 +1,5 @@
-//! A stretch of a file into a connection: `sendfile` for plain ones, large reads and large TLS
-//! writes for others. Nobody else chooses.
+//! A stretch of a file into a connection: large reads and large TLS writes where rustls encrypts,
+//! `sendfile` for others. Nobody else chooses.
 
 use std::fs::File;
 use std::io;
@@ -42,7 +42,7 @@ pub async fn send_file(
     while *offset < end {
         let until = end.min(*offset + WINDOW);
         bring_in(conn, file, *offset, until).await?;
-        if conn.is_tls() {
+        if conn.tls().is_some() {
             send_encrypted(conn, file, offset, until).await?;
         } else {
             let mode = NonBlocking::set(conn)?;
@@ -95,6 +95,7 @@ async fn send_plain(conn: &Conn, file: &File, offset: &mut u64, end: u64) -> Res
         match sys::file::sendfile(conn.socket(), file.as_fd(), *offset, piece) {
             Ok(0) => return Err(NetError::Closed),
             Ok(sent) => {
+                conn.count(sent)?;
                 *offset += sent as u64;
                 if *offset < end {
                     give_way().await;

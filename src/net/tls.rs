@@ -9,10 +9,14 @@ use std::sync::Arc;
 
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
-use rustls::{ClientConfig, Connection, RootCertStore};
+use rustls::{
+    CipherSuite, ClientConfig, Connection, ExtractedSecrets, ProtocolVersion, RootCertStore,
+};
 
+use super::ktls::Kernel;
 use super::pins::{Pinned, Verifier};
 use crate::sys;
+use crate::sys::ktls::{Cipher, Version};
 
 /// Ciphertext taken from the socket at a time.
 pub(super) const RECEIVE: usize = 128 * 1024;
@@ -22,18 +26,39 @@ thread_local! {
     static CIPHERTEXT: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
+/// What lies between our bytes and the socket's.
+pub(super) enum Layer {
+    /// Nothing.
+    Plain,
+    /// TLS that rustls speaks.
+    Tls(Box<Tls>),
+    /// TLS whose records are the kernel's.
+    Kernel(Kernel),
+}
+
+impl Layer {
+    pub(super) fn tls(&mut self) -> Option<&mut Tls> {
+        if let Layer::Tls(tls) = self { Some(tls) } else { None }
+    }
+
+    pub(super) fn kernel(&mut self) -> Option<&mut Kernel> {
+        if let Layer::Kernel(kernel) = self { Some(kernel) } else { None }
+    }
+}
+
 /// One TLS session.
 pub(super) struct Tls {
     session: Connection,
     backlog: usize,
     goodbye: bool,
+    records: Records,
 }
 
 impl Tls {
     pub(super) fn new(mut session: Connection) -> Tls {
         // Bounded by Conn, which flushes before it writes more.
         session.set_buffer_limit(None);
-        Tls { session, backlog: 0, goodbye: false }
+        Tls { session, backlog: 0, goodbye: false, records: Records::default() }
     }
 
     pub(super) fn is_handshaking(&self) -> bool {
@@ -117,6 +142,7 @@ impl Tls {
         mut cipher: &[u8],
         out: &mut Vec<u8>,
     ) -> Result<(), rustls::Error> {
+        self.records.pass(cipher);
         let mut full = false;
         while !cipher.is_empty() {
             let taken = self.session.read_tls(&mut cipher);
@@ -144,6 +170,73 @@ impl Tls {
     /// Queues the closing alert.
     pub(super) fn close(&mut self) {
         self.session.send_close_notify();
+    }
+
+    /// What was agreed upon, if the kernel may know it.
+    pub(super) fn suite(&self) -> Option<(Version, Cipher)> {
+        let version = match self.session.protocol_version()? {
+            ProtocolVersion::TLSv1_2 => Version::Tls12,
+            ProtocolVersion::TLSv1_3 => Version::Tls13,
+            _ => return None,
+        };
+        let cipher = match self.session.negotiated_cipher_suite()?.suite() {
+            CipherSuite::TLS13_AES_128_GCM_SHA256
+            | CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256
+            | CipherSuite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256 => Cipher::Aes128Gcm,
+            CipherSuite::TLS13_AES_256_GCM_SHA384
+            | CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384
+            | CipherSuite::TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384 => Cipher::Aes256Gcm,
+            CipherSuite::TLS13_CHACHA20_POLY1305_SHA256
+            | CipherSuite::TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256
+            | CipherSuite::TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256 => Cipher::ChaCha20Poly1305,
+            _ => return None,
+        };
+        Some((version, cipher))
+    }
+
+    /// Whether neither direction is in the middle of a record, or has ended.
+    pub(super) fn is_between_records(&self) -> bool {
+        let shaken = !self.session.is_handshaking() && !self.session.wants_write();
+        shaken && !self.goodbye && self.records.is_between()
+    }
+
+    /// The keys of both directions, and the numbers of their next records.
+    pub(super) fn into_secrets(self) -> Result<ExtractedSecrets, rustls::Error> {
+        self.session.dangerous_extract_secrets()
+    }
+}
+
+/// Follows the frames of records (RFC 8446, section 5.1): says whether rustls holds a piece of one.
+#[derive(Default)]
+struct Records {
+    header: [u8; 5],
+    /// Bytes of the header that came.
+    come: usize,
+    /// Bytes of the record's content to come.
+    left: usize,
+}
+
+impl Records {
+    fn pass(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            let whole = if self.left > 0 { self.left } else { self.header.len() - self.come };
+            let (piece, rest) = bytes.split_at(whole.min(bytes.len()));
+            bytes = rest;
+            if self.left > 0 {
+                self.left -= piece.len();
+                continue;
+            }
+            self.header[self.come..self.come + piece.len()].copy_from_slice(piece);
+            self.come += piece.len();
+            if self.come == self.header.len() {
+                let [_, _, _, high, low] = self.header;
+                (self.come, self.left) = (0, u16::from_be_bytes([high, low]).into());
+            }
+        }
+    }
+
+    fn is_between(&self) -> bool {
+        (self.come, self.left) == (0, 0)
     }
 }
 
@@ -224,6 +317,21 @@ mod tests {
     use super::*;
     use crate::http::Host;
     use crate::net::{Ca, CaOptions};
+
+    #[test]
+    fn pieces_of_records_are_noticed_wherever_they_are_cut() {
+        // An empty one, one of 3 bytes, one of 256.
+        let empty = [23, 3, 3, 0, 0];
+        let mut bytes = [&empty[..], &[23, 3, 3, 0, 3, 1, 2, 3], &[22, 3, 3, 1, 0]].concat();
+        bytes.extend([9; 256]);
+        for cut in 0..=bytes.len() {
+            let mut records = Records::default();
+            records.pass(&bytes[..cut]);
+            assert_eq!(records.is_between(), [0, 5, 13, bytes.len()].contains(&cut), "{cut}");
+            records.pass(&bytes[cut..]);
+            assert!(records.is_between(), "{cut}");
+        }
+    }
 
     /// A client that has shaken hands, and a socket that has so many tickets for it, and `hello`.
     fn ticketed(tickets: usize) -> (Tls, TcpStream) {

@@ -375,8 +375,8 @@ async fn deliver(
     let part = Part::wanted(&request.head, stored, seen.len);
     let keep_alive = request.keep_alive;
     let via = worker.via(Version::Http11);
-    let (stats, head) = (&worker.stats, &request.head);
-    let delivery = Delivery { client, stats, via, request: head, keep_alive, source };
+    let (stats, ktls, head) = (&worker.stats, &worker.ktls, &request.head);
+    let delivery = Delivery { client, stats, ktls, via, request: head, keep_alive, source };
     match delivery.send(&mut reader, seen, stored, part).await {
         Ok(_) => request.go_on(keep_alive),
         Err(Undelivered::Ended(end)) => Err(end),

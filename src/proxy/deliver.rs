@@ -15,11 +15,14 @@ use super::session::{Client, End};
 use crate::cache::{Body, CacheError, Failure, Reader, Seen, Span};
 use crate::http::range::{content_range, parse_range, unsatisfied_range};
 use crate::http::{Fields, Framing, LAST_CHUNK, Method, RequestHead, Version, chunk_head};
-use crate::net::{Either, NetError, race, send_file};
+use crate::net::{Either, HandOver, Ktls, NetError, race, send_file};
 use crate::stats::Stats;
 
 /// A body up to this size leaves with its head in one write.
 const ONE_WRITE: u64 = 64 * 1024;
+
+/// A hit of this size is worth a connection's TLS in the kernel, if that is wanted.
+const LARGE: u64 = 256 * 1024;
 
 /// Bytes per span: how often the progress of an entry is looked at while it is sent.
 const SPAN: u64 = 8 * 1024 * 1024;
@@ -103,6 +106,8 @@ pub struct Delivery<'a> {
     pub client: &'a Client,
     /// Counters.
     pub stats: &'a Stats,
+    /// What TLS goes to the kernel.
+    pub ktls: &'a Ktls,
     /// What `Via` says.
     pub via: &'a str,
     /// The request.
@@ -175,6 +180,9 @@ impl Delivery<'_> {
         let more = end.is_some() && seen.written > start;
         conn.write_parts(&[&head], more).await.map_err(broken)?;
         drop(head);
+        if matches!(self.source, Source::Hit(_)) && end.is_some_and(|end| end - start >= LARGE) {
+            self.hand_over().await.map_err(broken)?;
+        }
         let sent = self.spans(reader, &seen.body, framing).await?;
         match framing {
             Framing::Chunked => conn.write(LAST_CHUNK).await.map_err(broken)?,
@@ -182,6 +190,18 @@ impl Delivery<'_> {
             _ => {}
         }
         Ok(sent)
+    }
+
+    async fn hand_over(&self) -> Result<(), NetError> {
+        if self.ktls.why().is_some() {
+            return Ok(());
+        }
+        match self.client.conn.hand_over(self.ktls).await? {
+            HandOver::None => {}
+            HandOver::Done => Stats::add(&self.stats.ktls, 1),
+            HandOver::Kept => Stats::add(&self.stats.ktls_refused, 1),
+        }
+        Ok(())
     }
 
     async fn spans(

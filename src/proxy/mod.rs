@@ -43,7 +43,7 @@ pub use self::users::Users;
 use crate::cache::Cache;
 use crate::config::AccessLog;
 use crate::http::{Fields, HeadLimits, Host, Scheme, Version};
-use crate::net::{Ca, Conn, Dialer, NetError, Parent, ParentFault, Resolver};
+use crate::net::{Ca, Conn, Dialer, Ktls, NetError, Parent, ParentFault, Resolver};
 use crate::policy::{Injected, Listeners, Policy};
 use crate::stats::Stats;
 
@@ -85,6 +85,8 @@ pub struct Worker {
     pub resolver: Resolver,
     /// Certificates for opened TLS.
     pub ca: Arc<Ca>,
+    /// What TLS goes to the kernel.
+    pub ktls: Arc<Ktls>,
     /// Who was shown what; nothing where `cache.access` is `trust`.
     pub access: Option<Arc<Access>>,
     /// Questions under way on this core.

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use crate::config::{Access, Config, ConfigError, HostPattern};
+use crate::config::{self, Access, Config, ConfigError, HostPattern};
 use crate::http::Host;
-use crate::net::{CaOptions, Pinned, Subtree, TlsSetup, client_config};
+use crate::net::{CaOptions, Ktls, Pinned, Subtree, TlsSetup, client_config};
 use crate::policy::Policy;
 
 /// Where the CA is and what it is for.
@@ -52,4 +52,21 @@ pub fn upstream_tls(config: &Config, policy: &Policy) -> Result<TlsSetup, Config
     client_config(&config.tls.upstream_ca, pinned).map_err(|(n, why)| {
         config.error(&format!("tls.upstream_ca[{n}]"), &why, "a file of PEM certificates")
     })
+}
+
+/// What TLS goes to the kernel.
+pub fn ktls(config: &Config) -> Ktls {
+    match config.tls.ktls {
+        config::Ktls::Off => Ktls::off("tls.ktls is off"),
+        // Which of the two is faster was measured nowhere; LINUX_ONLY.md says what is known.
+        config::Ktls::Auto => Ktls::off("tls.ktls is auto, which leaves TLS to rustls"),
+        config::Ktls::On => {
+            let ktls = Ktls::probe();
+            match ktls.why() {
+                Some(why) => tracing::warn!(why, "tls.ktls is on, and TLS is left to rustls"),
+                None => tracing::info!(suites = ktls.suites().join(", "), "TLS in the kernel"),
+            }
+            ktls
+        }
+    }
 }

@@ -156,6 +156,10 @@ counters! {
     limited_fills,
     /// Connections closed because they had carried enough requests.
     limited_requests,
+    /// Client connections whose TLS was handed over to the kernel.
+    ktls,
+    /// Large hits whose connection the kernel did not take, though `tls.ktls` is on.
+    ktls_refused,
 }
 
 impl Stats {

@@ -161,6 +161,12 @@ pub fn send_control(socket: BorrowedFd<'_>, kind: u8, bytes: &[u8]) -> io::Resul
     usize::try_from(sent).map_err(|_| io::Error::last_os_error())
 }
 
+/// Whether [`recv`] failed because of what the peer sent: a record that is too long, or that the
+/// keys do not fit.
+pub fn is_bad_record(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EBADMSG | libc::EMSGSIZE))
+}
+
 /// Room for what the kernel says beside a message.
 #[derive(Default)]
 struct Control([u64; 8]);
@@ -254,6 +260,12 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_bad_record_is_told_from_a_broken_connection() {
+        assert!(is_bad_record(&io::Error::from_raw_os_error(libc::EBADMSG)));
+        assert!(!is_bad_record(&io::Error::from_raw_os_error(libc::ECONNRESET)));
     }
 
     #[test]

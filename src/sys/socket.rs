@@ -54,7 +54,17 @@ pub fn peek(socket: BorrowedFd<'_>) -> io::Result<usize> {
 
 /// Whether the socket takes more bytes now, or has an error that the next call will say.
 pub fn is_writable(socket: BorrowedFd<'_>) -> io::Result<bool> {
-    let mut poll = libc::pollfd { fd: socket.as_raw_fd(), events: libc::POLLOUT, revents: 0 };
+    is_ready(socket, libc::POLLOUT)
+}
+
+/// Whether the peer has ended its half, or the connection is broken; what it sent before may still
+/// be there to be read.
+pub fn has_ended(socket: BorrowedFd<'_>) -> io::Result<bool> {
+    is_ready(socket, libc::POLLRDHUP)
+}
+
+fn is_ready(socket: BorrowedFd<'_>, events: libc::c_short) -> io::Result<bool> {
+    let mut poll = libc::pollfd { fd: socket.as_raw_fd(), events, revents: 0 };
     // SAFETY: one valid structure, and the count says so; a time-out of 0 never waits.
     let ready = unsafe { libc::poll(&mut poll, 1, 0) };
     if ready < 0 { Err(io::Error::last_os_error()) } else { Ok(ready > 0) }
@@ -157,7 +167,10 @@ mod tests {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let theirs = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (ours, _) = listener.accept().unwrap();
+        assert!(!has_ended(ours.as_fd()).unwrap());
+        (&theirs).write_all(b"unread").unwrap();
         theirs.shutdown(std::net::Shutdown::Write).unwrap();
+        while !has_ended(ours.as_fd()).unwrap() {}
         assert!(is_writable(ours.as_fd()).unwrap());
         while send(ours.as_fd(), &[IoSlice::new(&[7; 65536])], false).is_ok() {}
         assert!(!is_writable(ours.as_fd()).unwrap());

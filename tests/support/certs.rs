@@ -124,6 +124,8 @@ pub struct Trust {
     pub sni: bool,
     /// Offer nothing newer than TLS 1.2.
     pub tls12: bool,
+    /// Offer this alone.
+    pub suite: Option<rustls::CipherSuite>,
     /// Protocols to offer by ALPN.
     pub alpn: Vec<Vec<u8>>,
     /// Seconds by which its clock is ahead.
@@ -149,7 +151,14 @@ impl Trust {
             roots.add(certificate.expect("a PEM certificate")).expect("a usable root");
         }
         assert!(!roots.is_empty(), "no certificate in {pem:?}");
-        Trust { roots: Arc::new(roots), sni: true, tls12: false, alpn: Vec::new(), ahead: 0 }
+        Trust {
+            roots: Arc::new(roots),
+            sni: true,
+            tls12: false,
+            suite: None,
+            alpn: Vec::new(),
+            ahead: 0,
+        }
     }
 
     /// The same, at so many seconds from now.
@@ -163,9 +172,10 @@ impl Trust {
             true => &[&rustls::version::TLS12],
             false => rustls::ALL_VERSIONS,
         };
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let mut provider = rustls::crypto::aws_lc_rs::default_provider();
+        provider.cipher_suites.retain(|own| self.suite.is_none_or(|suite| own.suite() == suite));
         let clock = Arc::new(Ahead(self.ahead));
-        let mut config = ClientConfig::builder_with_details(provider, clock)
+        let mut config = ClientConfig::builder_with_details(Arc::new(provider), clock)
             .with_protocol_versions(versions)
             .expect("versions")
             .with_root_certificates(self.roots.clone())

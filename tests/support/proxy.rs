@@ -32,6 +32,10 @@ const VARIABLES: &[&str] = &[
     "SSL_CERT_DIR",
 ];
 
+/// Set to anything, this variable has every proxy of the tests hand TLS over to the kernel, which
+/// must be able to take it.
+pub const KTLS: &str = "DISCOBOT_KTLS";
+
 /// A directory and a configuration; the program can be started on them several times.
 pub struct Setup {
     dir: TempDir,
@@ -72,7 +76,11 @@ impl Setup {
             "upstream": { "connect_timeout": "5s", "read_timeout": "60s" },
             "limits": { "shutdown_grace": "20s" },
         });
-        Setup { dir, config, env: Vec::new(), refused_io_uring: None, failing: &[] }
+        let setup = Setup { dir, config, env: Vec::new(), refused_io_uring: None, failing: &[] };
+        match std::env::var_os(KTLS) {
+            Some(_) => setup.with(json!({ "tls": { "ktls": "on" } })),
+            None => setup,
+        }
     }
 
     /// Merges these keys into the configuration.

@@ -148,6 +148,8 @@ struct Base {
     provider: Arc<rustls::crypto::CryptoProvider>,
     key: KeyPair,
     ticketer: Arc<dyn rustls::server::ProducesTickets>,
+    /// Whether sessions give out their keys, for [`super::Conn::hand_over`].
+    gives_keys: bool,
 }
 
 /// A CA that has been replaced.
@@ -217,6 +219,13 @@ impl Ca {
             why: io::ErrorKind::NotFound.into(),
         };
         Ca::read(options, Some(lock))?.ok_or_else(gone)
+    }
+
+    /// Has the sessions of its leaves give out their keys, where [`super::Ktls`] may want them.
+    #[must_use]
+    pub fn giving_keys(mut self, gives_keys: bool) -> Ca {
+        self.base.gives_keys = gives_keys;
+        self
     }
 
     /// The path of the certificate that clients are to trust.
@@ -307,6 +316,7 @@ impl Base {
             provider: Arc::new(rustls::crypto::aws_lc_rs::default_provider()),
             key: KeyPair::generate().map_err(|error| words(&error))?,
             ticketer: rustls::crypto::aws_lc_rs::Ticketer::new().map_err(|error| words(&error))?,
+            gives_keys: false,
         })
     }
 
@@ -330,6 +340,7 @@ impl Base {
         config.ticketer = Arc::clone(&self.ticketer);
         // AES-128-GCM is the fastest here, and as good as any.
         config.ignore_client_order = true;
+        config.enable_secret_extraction = self.gives_keys;
         Ok(config)
     }
 }
