@@ -1,11 +1,14 @@
 #!/usr/bin/env bash
 # Installs the Debian packages that the tests drive: real registries and clients, and the tools that
-# make images, certificates and namespaces. Does nothing where all are there. Starts no service.
+# make images, certificates, namespaces and emulated machines. Does nothing where all are there.
+# Starts no service.
 set -euo pipefail
 
 packages=(
-  ca-certificates containerd curl debian-archive-keyring debootstrap docker-registry docker.io dpkg-dev e2fsprogs
-  gcc gnuplot-nox haproxy iproute2 libc6-dev nginx openssl procps prometheus python3 skopeo squid-openssl strace systemd util-linux valgrind
+  busybox-static ca-certificates containerd cpio curl debian-archive-keyring debootstrap
+  docker-registry docker.io dpkg-dev e2fsprogs gcc gnuplot-nox haproxy iproute2 kmod libc6-dev nginx
+  openssl procps prometheus python3 qemu-system-x86 skopeo squid-openssl strace systemd util-linux
+  valgrind xz-utils
 )
 
 missing=()

@@ -16,6 +16,8 @@ DISCOBOT_SECCOMP=1 cargo test --locked --no-fail-fast --test '*' -- \
 # The Docker Engine of another Debian release; the tests above have built the binary.
 cargo build --locked
 scripts/e2e-docker.sh "$target/debug/discobot-proxy" || status=$?
+# TLS in the kernel, which this machine's own may not have.
+scripts/ktls-vm.sh || status=$?
 # The benchmark, for errors and wrong bytes.
 scripts/bench.sh --short || status=$?
 scripts/e2e-service.sh "$target/debug/discobot-proxy" || status=$?
