@@ -163,7 +163,7 @@ boot() {
   timeout "$limit" qemu-system-x86_64 -machine pc,accel=tcg -cpu max -smp 2 -m 2048 -nodefaults \
     -no-reboot -display none -serial stdio -kernel "$image" -initrd "$scratch/initrd" \
     -append 'console=ttyS0 quiet panic=-1 random.trust_cpu=on mitigations=off' \
-    </dev/null 2>"$scratch/qemu.log" | tr -d '\r' | tee "$scratch/console" || {
+    </dev/null 2>"$scratch/qemu.log" | sed -u 's/\r//g' | tee "$scratch/console" || {
     cat "$scratch/qemu.log" >&2
     fail "the machine did not end by itself within $limit s"
   }
