@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# ktls-vm.sh [-a] [KERNEL...]: the tests of TLS in the kernel (tests/ktls.rs and the unit tests below it)
+# ktls-vm.sh [KERNEL...]: the tests of TLS in the kernel (tests/ktls.rs and the unit tests below it)
 # against the real binary on Debian kernels, in a small emulated machine: few hosts have kernel TLS.
 # 6.12 where none is named; Debian 12 has 6.1, too. The kernel must have counted sessions of its own
-# (/proc/net/tls_stat), or nothing was shown. -a: further suites, with kernel TLS on.
+# (/proc/net/tls_stat), or nothing was shown.
 #
 # Nothing of the kernels is installed. They are kept, unpacked, in
 # ${DISCOBOT_TEST_CACHE:-${XDG_CACHE_HOME:-~/.cache}/discobot-proxy}. Emulation says nothing of speed.
@@ -12,16 +12,10 @@ here=$(cd "$(dirname "$0")" && pwd)
 . "$here/debian.sh"
 
 suites=(ktls)
-more=(hit range stream slow)
 limit=600 # seconds that a machine may run
 
 main() {
   local kernels kernel cache
-  if [ "${1:-}" = -a ]; then
-    suites+=("${more[@]}")
-    limit=3600
-    shift
-  fi
   kernels=("${@:-6.12}")
   "$here/setup-tests.sh"
   cd "$here/.."
