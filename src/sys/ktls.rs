@@ -156,7 +156,7 @@ pub fn send_control(socket: BorrowedFd<'_>, kind: u8, bytes: &[u8]) -> io::Resul
         *libc::CMSG_DATA(header) = kind;
     }
     let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
-    // SAFETY: the message names `bytes` and `control`, which the kernel only reads, within the call.
+    // SAFETY: the message names `bytes` and `control`, which the kernel only reads in the call.
     let sent = unsafe { libc::sendmsg(socket.as_raw_fd(), &message, flags) };
     usize::try_from(sent).map_err(|_| io::Error::last_os_error())
 }
