@@ -4,10 +4,9 @@
 //! What must stay true: nothing is formatted or allocated for a line that is not written; a line
 //! has no query, and no path that could be a token.
 
+use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
-use std::fmt;
 use std::hash::{BuildHasher, RandomState};
-use std::io::Write as _;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
@@ -24,9 +23,6 @@ pub const REQUEST_ID: &str = "X-Request-Id";
 
 /// Characters of a client's own id at most; ours have 32.
 const ID_MAX: usize = 64;
-
-/// Characters of an address at most: an IPv6 one in brackets.
-const ADDRESS_MAX: usize = 48;
 
 /// What one request is called in logs, here and elsewhere.
 #[derive(Clone, Copy)]
@@ -55,26 +51,37 @@ impl RequestId {
     }
 }
 
-/// Makes ids that no other request has, on this core or elsewhere.
-#[derive(Default)]
+/// Makes ids that no other request has, on this core or elsewhere: half of one is this core's, at
+/// random, and the other half counts, in an order that shows nobody how much others ask.
 pub struct RequestIds {
-    secret: RandomState,
+    own: [u8; 16],
     count: Cell<u64>,
+}
+
+impl Default for RequestIds {
+    fn default() -> RequestIds {
+        let random = RandomState::new();
+        RequestIds { own: hex(random.hash_one(0)), count: Cell::new(random.hash_one(1)) }
+    }
 }
 
 impl RequestIds {
     fn next(&self) -> RequestId {
-        const DIGITS: &[u8; 16] = b"0123456789abcdef";
-        let count = self.count.replace(self.count.get().wrapping_add(1));
-        let halves = [self.secret.hash_one((count, 0_u8)), self.secret.hash_one((count, 1_u8))];
+        // SplitMix64: another number for each one counted.
+        let count = self.count.get().wrapping_add(0x9e37_79b9_7f4a_7c15);
+        self.count.set(count);
+        let mixed = (count ^ (count >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         let mut bytes = [0; ID_MAX];
-        let octets = halves.iter().flat_map(|half| half.to_be_bytes());
-        for (pair, octet) in bytes.chunks_exact_mut(2).zip(octets) {
-            pair[0] = DIGITS[usize::from(octet >> 4)];
-            pair[1] = DIGITS[usize::from(octet & 15)];
-        }
+        bytes[..16].copy_from_slice(&self.own);
+        bytes[16..32].copy_from_slice(&hex(mixed ^ (mixed >> 31)));
         RequestId { bytes, len: 32 }
     }
+}
+
+fn hex(number: u64) -> [u8; 16] {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    std::array::from_fn(|place| DIGITS[(number >> (60 - 4 * place) & 15) as usize])
 }
 
 /// Why a request was answered as it was.
@@ -174,6 +181,8 @@ pub struct Record {
     first_byte: Cell<Option<Duration>>,
     sent: Cell<u64>,
     upstream: RefCell<Option<Host>>,
+    /// The slot of the host that was asked for last.
+    slot: RefCell<Option<(Host, usize)>>,
 }
 
 impl Record {
@@ -189,6 +198,7 @@ impl Record {
             first_byte: Cell::new(None),
             sent: Cell::new(0),
             upstream: RefCell::new(None),
+            slot: RefCell::new(None),
         }
     }
 
@@ -271,20 +281,22 @@ impl Record {
     /// The slot of a host's figures. One that has not answered gets none of its own.
     fn slot(&self, hosts: &Names, host: Option<&Host>) -> usize {
         let Some(host) = host else { return Names::OTHER };
+        if let Some((last, slot)) = &*self.slot.borrow()
+            && last == host
+        {
+            return *slot;
+        }
         let served =
             !matches!(self.outcome.get(), Outcome::Refused | Outcome::Own | Outcome::Intercepted);
         let answered = served && self.status.get().is_some_and(|status| status < 500);
-        if let Some(name) = host.as_name() {
-            return hosts.slot(name, answered);
+        let slot = hosts.slot(&host.to_string(), answered);
+        if slot != Names::OTHER {
+            self.slot.replace(Some((host.clone(), slot)));
         }
-        let mut text = [0; ADDRESS_MAX];
-        let mut rest = &mut text[..];
-        // There is room for every address.
-        let _ = write!(rest, "{host}");
-        let len = ADDRESS_MAX - rest.len();
-        hosts.slot(std::str::from_utf8(&text[..len]).unwrap_or_default(), answered)
+        slot
     }
 
+    #[inline(never)]
     fn write(&self, client: IpAddr, asked: Option<(&Host, &str)>, whole: bool, took: Duration) {
         let outcome = self.outcome.get();
         let candidate = matches!(outcome, Outcome::Hit | Outcome::Miss | Outcome::Joined);
@@ -295,22 +307,29 @@ impl Record {
         let upstream = self.upstream.borrow();
         tracing::info!(
             target: "access",
+            message = said(outcome),
             %client,
-            host = %OrDash(asked.map(|(host, _)| host)),
-            %path,
+            host = &*text(asked.map(|(host, _)| host)),
+            path,
             size = self.size.get(),
             status = self.status.get(),
-            outcome = %outcome.as_str(),
-            reason = %self.why.get().name(),
+            outcome = outcome.as_str(),
+            reason = self.why.get().name(),
             bytes = self.sent.get(),
             whole,
             first_byte_us = self.first_byte.get().map(micros),
             duration_us = micros(took),
-            upstream = %OrDash(upstream.as_ref()),
-            request_id = %self.id.get().as_str(),
-            "{}",
-            said(outcome)
+            upstream = &*text(upstream.as_ref()),
+            request_id = self.id.get().as_str(),
         );
+    }
+}
+
+fn text(host: Option<&Host>) -> Cow<'_, str> {
+    match host {
+        Some(Host::Name(name)) => Cow::Borrowed(name),
+        Some(address) => Cow::Owned(address.to_string()),
+        None => Cow::Borrowed("-"),
     }
 }
 
@@ -330,17 +349,6 @@ fn said(outcome: Outcome) -> &'static str {
 /// As far as a line has room for it: half a million years.
 fn micros(time: Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
-}
-
-struct OrDash<T>(Option<T>);
-
-impl<T: fmt::Display> fmt::Display for OrDash<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.0 {
-            Some(value) => value.fmt(f),
-            None => f.write_str("-"),
-        }
-    }
 }
 
 /// Whom a URL is for, and its path.
