@@ -27,9 +27,9 @@ pub struct Bound {
 }
 
 impl Bound {
-    /// Takes the sockets that were handed over (sd_listen_fds(3)), and binds what is missing. The one
-    /// on `proxy.api_bind` and `api_port` is the admin listener; where there are others, clients come
-    /// to these and not to `proxy.port`.
+    /// Takes the sockets that were handed over (sd_listen_fds(3)), and binds what is missing. The
+    /// one on `proxy.api_bind` and `api_port` is the admin listener; where there are others,
+    /// clients come to these and not to `proxy.port`.
     pub fn bind(config: &Config, workers: usize) -> Result<Bound, StartError> {
         let admin = SocketAddr::new(config.proxy.api_bind, config.proxy.api_port);
         let mut passed = Vec::new();

@@ -1,5 +1,5 @@
-//! How all workers are told that it is time to stop: in order, and then at once. How one that is lost
-//! ends the process.
+//! How all workers are told that it is time to stop: in order, and then at once. How one that is
+//! lost ends the process.
 
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
