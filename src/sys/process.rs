@@ -170,6 +170,21 @@ mod tests {
     }
 
     #[test]
+    fn a_process_asks_itself_to_stop() {
+        use std::os::unix::process::ExitStatusExt;
+        if std::env::var_os(CHILD).is_some() {
+            // Nothing blocks the signal here, so it does what it does by default.
+            ask_to_stop().unwrap();
+            std::thread::sleep(std::time::Duration::from_secs(60));
+            return;
+        }
+        let mut child = Command::new(std::env::current_exe().unwrap());
+        let name = std::thread::current().name().unwrap().to_owned();
+        let status = child.args(["--exact", &name]).env(CHILD, "1").output().unwrap().status;
+        assert_eq!(status.signal(), Some(libc::SIGTERM), "{status:?}");
+    }
+
+    #[test]
     fn core_dumps_are_forbidden() {
         if std::env::var_os(CHILD).is_none() {
             let mut child = Command::new(std::env::current_exe().unwrap());
