@@ -185,6 +185,29 @@ mod tests {
     }
 
     #[test]
+    fn sockets_are_handed_over_to_the_process_they_are_meant_for() {
+        if std::env::var_os(CHILD).is_some() {
+            let passed = passed_sockets().unwrap();
+            let at: Vec<_> = passed.iter().map(|socket| socket.local_addr().unwrap()).collect();
+            let at: Vec<_> = at.iter().filter_map(|at| at.as_socket()).collect();
+            assert_eq!(format!("{at:?}"), std::env::var(CHILD).unwrap());
+            return;
+        }
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        for (pid, passed) in [("$$", format!("[{address}]")), ("1", "[]".to_owned())] {
+            let script = format!("LISTEN_FDS=1 LISTEN_PID={pid} exec \"$0\" --exact \"$1\" 3<&0");
+            let mut child = Command::new("sh");
+            child.args(["-c", &script]).arg(std::env::current_exe().unwrap());
+            child.arg(std::thread::current().name().unwrap()).env(CHILD, passed);
+            child.stdin(std::os::fd::OwnedFd::from(listener.try_clone().unwrap()));
+            let output = child.output().unwrap();
+            let said = String::from_utf8_lossy(&output.stdout);
+            assert!(output.status.success() && said.contains("1 passed"), "{output:?}");
+        }
+    }
+
+    #[test]
     fn core_dumps_are_forbidden() {
         if std::env::var_os(CHILD).is_none() {
             let mut child = Command::new(std::env::current_exe().unwrap());
