@@ -185,7 +185,8 @@ fn who_joins_a_fill_and_who_is_cut_off_is_told_apart() {
     assert!(response.whole.is_err());
     let line = line(&proxy, &id(&response));
     assert_line(&line, json!({ "outcome": "miss", "whole": false, "status": 200 }));
-    assert_eq!(line["bytes"].as_u64(), Some(response.len));
+    // The reset may take with it what the client has not read yet.
+    assert!(line["bytes"].as_u64() >= Some(response.len), "{line}");
 }
 
 #[test]
