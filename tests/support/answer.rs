@@ -89,6 +89,7 @@ pub struct Answer {
     pub(super) wants: Option<(String, String)>,
     pub(super) signed: Option<String>,
     pub(super) raw: Option<Vec<u8>>,
+    pub(super) stays: bool,
     pub(super) interim: Vec<u16>,
     pub(super) final_gate: Option<Gate>,
     pub(super) early: bool,
@@ -116,6 +117,7 @@ impl Answer {
             wants: None,
             signed: None,
             raw: None,
+            stays: false,
             interim: Vec::new(),
             final_gate: None,
             early: false,
@@ -149,6 +151,12 @@ impl Answer {
         let mut answer = Answer::status(0, "");
         answer.raw = Some(bytes.into());
         answer
+    }
+
+    /// Raw bytes, after which the connection waits for the next request all the same.
+    pub fn stays(mut self) -> Answer {
+        self.stays = true;
+        self
     }
 
     /// Adds a field.

@@ -354,7 +354,7 @@ fn respond(wire: &mut Wire, seen: &Seen, answer: &Answer) -> io::Result<bool> {
         if answer.echo {
             echo(wire)?;
         }
-        return Ok(false);
+        return Ok(answer.stays);
     }
     for status in &answer.interim {
         wire.send(format!("HTTP/1.1 {status} Interim\r\nX-Interim: yes\r\n\r\n").as_bytes())?;
