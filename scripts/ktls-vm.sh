@@ -79,7 +79,7 @@ initrd() {
   local root=$scratch/root release module program
   release=$(ls "$1/lib/modules")
   rm -rf "$root"
-  mkdir -p "$root"/{bin,dev,etc,lib,mods,proc,root,run,sys,tmp,var/tmp}
+  mkdir -p "$root"/{bin,dev,etc,lib,mods,proc,root,run,scratch,sys,tmp,var/tmp}
   cp "$(command -v busybox)" "$root/bin/busybox"
   for module in tls aesni-intel ghash-clmulni-intel gcm chacha20poly1305 crypto-chacha20 crypto-poly1305; do
     # What is built in, or has another name in another series, is no fault: the tests would tell.
@@ -116,7 +116,9 @@ export PATH=/bin HOME=/root
 mount -t devtmpfs dev /dev
 mount -t proc proc /proc
 mount -t sysfs sys /sys
-mount -t tmpfs -o size=60% tmp /tmp
+# Not over /tmp: the tests may have been built below it.
+mount -t tmpfs -o size=60% tmp /scratch
+export TMPDIR=/scratch
 ln -s /proc/self/fd /dev/fd
 ip link set lo up
 ulimit -n 65536

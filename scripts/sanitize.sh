@@ -15,7 +15,8 @@ main() {
   {
     printf '[package]\nname = "sys"\nversion = "0.0.0"\nedition = "2024"\n'
     printf '[lib]\npath = "%s/src/sys/mod.rs"\n[dependencies]\n' "$PWD"
-    grep -E '^(libc|tempfile) = ' Cargo.toml
+    # What `sys` uses.
+    grep -E '^(libc|sd-notify|socket2|tempfile|zeroize) = ' Cargo.toml
     printf '[workspace]\n'
   } >"$target/Cargo.toml"
   cd "$target"

@@ -72,17 +72,21 @@ impl Body {
     }
 
     /// Whether the file still has its name and its `len` bytes. Looked at it is each time for
-    /// whoever will read it, and now and then while it is served from memory.
+    /// whoever will read it, and now and then while it is served from memory. A small body that is
+    /// not in memory yet is for a helper to open again, who may wait for the disk.
     fn is_intact(&self, len: u64, now_ms: u64) -> bool {
-        let lately = self.seen_ms.load(Ordering::Relaxed).abs_diff(now_ms) < UNSEEN_MS_MAX;
-        if lately && self.kept.get().is_some() {
-            return true;
+        if len <= KEPT_MAX {
+            if self.kept.get().is_none() {
+                return false;
+            }
+            let seen_ms = self.seen_ms.load(Ordering::Relaxed);
+            if seen_ms.abs_diff(now_ms) < UNSEEN_MS_MAX {
+                return true;
+            }
         }
         let intact = self.file.metadata().is_ok_and(|file| file.len() == len && file.nlink() > 0);
         if intact {
             self.seen_ms.store(now_ms, Ordering::Relaxed);
-            // What it fails with is met again where it is sent.
-            let _ = self.kept(len);
         }
         intact
     }

@@ -276,8 +276,13 @@ impl Cache {
         self.help(move || inner.remove(&key)).await?
     }
 
-    /// Takes in that a stored entry's file can't be read: it is removed, and fetched anew.
+    /// Takes in that a stored entry's file can't be read: it is removed, and fetched anew. One that
+    /// the disk was too slow for stays.
     pub async fn drop_unreadable(&self, key: &Key, why: &CacheError) {
+        if matches!(why, CacheError::Io(error) if error.kind() == io::ErrorKind::TimedOut) {
+            tracing::warn!(key = %key.hex(), "the cache's disk is too slow: fetching past it");
+            return;
+        }
         Stats::add(&self.inner.stats.errors, 1);
         tracing::warn!(key = %key.hex(), %why, "unreadable cache entry dropped");
         if let Err(error) = self.remove(key).await {

@@ -160,14 +160,20 @@ impl Conn {
     /// Waits, `idle` at most, until there may be a request to read. After an answer nothing is
     /// there yet, as a rule: a read that is tried first would be in vain.
     pub async fn stirs_within(&self, idle: Duration) -> Result<(), NetError> {
-        match self.unused() > 0 || self.has_ended() {
-            true => Ok(()),
-            false => self.until_readable(Instant::now(), idle, NEXT).await,
+        if self.unused() == 0 && !self.has_ended() {
+            return self.until_readable(Instant::now(), idle, NEXT).await;
         }
+        // Whoever sends many requests at once waits for others between them.
+        self.take_turns().await;
+        Ok(())
+    }
+
+    /// Whether its keys have encrypted what they may: no further request is answered.
+    pub fn is_spent(&self) -> bool {
+        self.kernel().is_some_and(|kernel| !kernel.takes_request())
     }
 
     /// Reads a request's head: `None` where the client ended the connection between two requests.
-    ///
     /// The first byte may take `idle`, the rest of the head `whole`.
     pub async fn request_head(
         &self,
@@ -175,8 +181,7 @@ impl Conn {
         idle: Duration,
         whole: Duration,
     ) -> Result<Option<RequestHead>, NetError> {
-        let spent = self.kernel().is_some_and(|kernel| !kernel.takes_request());
-        if spent || self.unused() == 0 && self.more_within(Instant::now(), idle, NEXT).await? == 0 {
+        if self.unused() == 0 && self.more_within(Instant::now(), idle, NEXT).await? == 0 {
             return Ok(None);
         }
         let parse = |buf: &[u8]| parse_request(buf, limits);
@@ -403,7 +408,6 @@ impl Conn {
         }
     }
 
-    /// Reads more, `limit` from `begun` on; 0 at the end of the stream.
     /// Waits until the peer has ended its half or is gone, as far as that is seen behind what else
     /// it sent.
     pub async fn ends(&self) {
@@ -413,6 +417,7 @@ impl Conn {
         }
     }
 
+    /// Reads more, `limit` from `begun` on; 0 at the end of the stream.
     async fn more_within(
         &self,
         begun: Instant,

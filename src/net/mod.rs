@@ -36,7 +36,7 @@ use self::race::give_way;
 pub use self::race::{Either, both, race};
 pub use self::relay::{Relayed, relay};
 pub use self::resolve::Resolver;
-pub use self::send::send_file;
+pub use self::send::{bring_in, send_file};
 pub use self::tls::{TlsSetup, UpstreamTls, client_config};
 use crate::http::Malformed;
 

@@ -49,7 +49,7 @@ pub(super) fn spare() -> Vec<u8> {
 
 /// Keeps the room of a buffer that is used up.
 pub(super) fn give_back(mut buf: Vec<u8>) {
-    if buf.capacity() <= SPARE_MAX {
+    if (1..=SPARE_MAX).contains(&buf.capacity()) {
         buf.clear();
         SPARE.set(buf);
     }

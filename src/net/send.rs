@@ -6,6 +6,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use super::{Conn, NetError, give_way};
@@ -24,6 +25,12 @@ const WINDOW: u64 = 1024 * 1024;
 
 /// Pause until a helper thread may have time.
 const BUSY: Duration = Duration::from_millis(10);
+
+/// Helper threads that bring bodies in, at most: others stay free to open, write and name files.
+const BRINGING_MAX: usize = 4;
+
+/// How many do.
+static BRINGING: AtomicUsize = AtomicUsize::new(0);
 
 /// Plaintext per TLS write to a peer that reads slowly: one record.
 const RECORD: usize = 16 * 1024;
@@ -57,25 +64,56 @@ pub async fn send_file(
     Ok(())
 }
 
-/// Has what is not in memory read on a helper thread: what waits for a disk must not hold up the
-/// others on this core. What can't be read, whoever sends it is told.
-async fn bring_in(conn: &Conn, file: &File, from: u64, to: u64) -> Result<(), NetError> {
-    // At most WINDOW.
+/// Has what is not in memory read on a helper thread, at most [`WINDOW`] bytes: what waits for a
+/// disk must not hold up the others on this core. What can't be read, whoever sends it is told. A
+/// disk that takes longer than the connection's patience is a [`NetError::File`], timed out.
+pub async fn bring_in(conn: &Conn, file: &File, from: u64, to: u64) -> Result<(), NetError> {
     let len = (to - from) as usize;
     let begun = Instant::now();
     while !sys::file::is_resident(file.as_fd(), from, len).unwrap_or(true) {
+        let patience = conn.patience().saturating_sub(begun.elapsed());
+        if patience.is_zero() {
+            return Err(overdue());
+        }
+        let Some(place) = Place::take() else {
+            monoio::time::sleep(BUSY).await;
+            continue;
+        };
         let Ok(file) = file.try_clone() else { return Ok(()) };
-        let read = monoio::spawn_blocking(move || read_through(&file, from, to));
-        match monoio::time::timeout(conn.patience(), read).await {
+        let read = monoio::spawn_blocking(move || {
+            read_through(&file, from, to);
+            drop(place);
+        });
+        match monoio::time::timeout(patience, read).await {
             // Once is enough: there are file systems that keep it elsewhere, and machines with no
             // memory to spare.
             Ok(Ok(())) => return Ok(()),
             // All helpers are busy.
-            Ok(Err(_)) if begun.elapsed() < conn.patience() => monoio::time::sleep(BUSY).await,
-            _ => return Err(NetError::File(Arc::new(io::ErrorKind::TimedOut.into()))),
+            Ok(Err(_)) => monoio::time::sleep(BUSY).await,
+            Err(_) => return Err(overdue()),
         }
     }
     Ok(())
+}
+
+fn overdue() -> NetError {
+    NetError::File(Arc::new(io::ErrorKind::TimedOut.into()))
+}
+
+/// One of [`BRINGING_MAX`], given back when it is dropped.
+struct Place;
+
+impl Place {
+    fn take() -> Option<Place> {
+        let more = |taken| (taken < BRINGING_MAX).then_some(taken + 1);
+        BRINGING.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok().map(|_| Place)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        BRINGING.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 fn read_through(file: &File, mut from: u64, to: u64) {
@@ -188,7 +226,6 @@ impl Drop for NonBlocking<'_> {
 #[cfg(test)]
 mod tests {
     use std::io::Read;
-    use std::sync::atomic::{AtomicUsize, Ordering};
 
     use monoio::blocking::{BlockingTask, ThreadPool};
 

@@ -159,23 +159,28 @@ async fn await_head(
     let elsewhere = reader.filler() != request.repository().registry();
     if worker.access.is_some() && elsewhere {
         // What another registry is still sending, or has not begun to, is proven by nothing: it
-        // could be anything, and take any time.
+        // could be anything, and take any time. Whoever passes keeps no fill going.
+        drop(reader);
         return Some(pass_miss(worker, client, request, Why::OtherRegistry).await);
     }
     Stats::add(&worker.stats.coalesced, 1);
-    Some(match reader.head().await {
-        Ok(_) => join(worker, client, request, key, reader).await,
-        Err(NoHead::Declined) => pass_miss(worker, client, request, Why::Declined).await,
+    let ended = match reader.head().await {
+        Ok(_) => return Some(join(worker, client, request, key, reader).await),
+        Err(ended) => ended,
+    };
+    drop(reader);
+    Some(match ended {
+        NoHead::Declined => pass_miss(worker, client, request, Why::Declined).await,
         // What ails another registry is nothing to this one's clients.
-        Err(NoHead::Failed(_)) if elsewhere => {
+        NoHead::Failed(_) if elsewhere => {
             pass_miss(worker, client, request, Why::OtherRegistry).await
         }
         // As for a request that finds the disk so.
-        Err(NoHead::Failed(Failure::Storage(_))) => {
+        NoHead::Failed(Failure::Storage(_)) => {
             pass_miss(worker, client, request, Why::CacheUnavailable).await
         }
-        Err(NoHead::Failed(why)) => joined_failure(client, request, &why).await,
-        Err(NoHead::Abandoned) => return None,
+        NoHead::Failed(why) => joined_failure(client, request, &why).await,
+        NoHead::Abandoned => return None,
     })
 }
 
@@ -225,15 +230,19 @@ async fn join(
     let seen = reader.glance();
     let stored = seen.as_ref().and_then(|seen| Some((seen, Stored::of(&seen.body)?)));
     let Some((seen, stored)) = stored else {
+        drop(reader);
         return pass_miss(worker, client, request, Why::Unsettled).await;
     };
-    match may_have(worker, request, key, stored.source.as_ref()).await {
-        Gate::Public | Gate::Open => {}
-        Gate::Fetch => return pass_miss(worker, client, request, Why::Private).await,
+    let gate = may_have(worker, request, key, stored.source.as_ref()).await;
+    let beside = match gate {
+        Gate::Public | Gate::Open if fits(request, stored) => None,
+        Gate::Public | Gate::Open => Some(Why::MediaType),
+        Gate::Fetch => Some(Why::Private),
         refused => return shut(worker, client, request, refused).await,
-    }
-    if !fits(request, stored) {
-        return pass_miss(worker, client, request, Why::MediaType).await;
+    };
+    if let Some(why) = beside {
+        drop(reader);
+        return pass_miss(worker, client, request, why).await;
     }
     let outcome = (Outcome::Joined, Why::Collapsed);
     follow(worker, client, request, (reader, seen, &stored.fields), outcome).await
@@ -252,6 +261,7 @@ async fn follow(
         && let digest = digest_of(worker, request)
         && let Some(fetched) = Box::pin(fetch_part(worker, request, part, digest)).await
     {
+        drop(reader);
         client.record.settle(Outcome::Miss, Why::FarAhead, seen.len);
         return Box::pin(pass::relay_answer(worker, client, request, fetched, None)).await;
     }

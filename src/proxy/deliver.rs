@@ -15,7 +15,7 @@ use super::session::{Client, End};
 use crate::cache::{Body, CacheError, Failure, Reader, Seen, Span};
 use crate::http::range::{content_range, parse_range, unsatisfied_range};
 use crate::http::{Fields, Framing, LAST_CHUNK, Method, RequestHead, Version, chunk_head};
-use crate::net::{Either, HandOver, Ktls, NetError, race, send_file};
+use crate::net::{Either, HandOver, Ktls, NetError, bring_in, race, send_file};
 use crate::stats::Stats;
 
 /// A body up to this size leaves with its head in one write.
@@ -169,7 +169,7 @@ impl Delivery<'_> {
             && end - start <= ONE_WRITE
             && end <= seen.written
         {
-            let read = self.read_into(&mut head, seen, start..end);
+            let read = self.read_into(&mut head, seen, start..end).await;
             read.map_err(|error| Undelivered::Unread(error.into()))?;
             conn.write(&head).await.map_err(broken)?;
             ANSWER.set(head);
@@ -248,13 +248,18 @@ impl Delivery<'_> {
     }
 
     /// Appends a part of the body, at most [`ONE_WRITE`] bytes.
-    fn read_into(&self, out: &mut Vec<u8>, seen: &Seen, part: Range<u64>) -> io::Result<()> {
+    async fn read_into(&self, out: &mut Vec<u8>, seen: &Seen, part: Range<u64>) -> io::Result<()> {
         let (start, end) = (part.start as usize, part.end as usize);
         if let (Source::Hit(_), Some(len)) = (self.source, seen.len)
             && let Some(kept) = seen.body.kept(len)?
         {
             out.extend_from_slice(kept.get(start..end).ok_or(io::ErrorKind::UnexpectedEof)?);
             return Ok(());
+        }
+        if let Err(NetError::File(error)) =
+            bring_in(&self.client.conn, &seen.body.file, part.start, part.end).await
+        {
+            return Err(error.kind().into());
         }
         let at = out.len();
         out.resize(at + (end - start), 0);

@@ -231,7 +231,7 @@ async fn send(
     let begun = Instant::now();
     let result = converse(worker, url, request, terms).await;
     match &result {
-        Ok(fetched) => note_answer(worker, &url.host, begun, &fetched.head.fields),
+        Ok(fetched) => note_answer(worker, &url.host, Some(begun), &fetched.head.fields),
         Err(error) => worker.note_error(&url.host, error),
     }
     result
@@ -239,9 +239,11 @@ async fn send(
 
 /// Takes down when an upstream answered, and how many requests it will still take: the number in
 /// front of what a Docker registry says (`99;w=21600`).
-pub fn note_answer(worker: &Worker, host: &Host, begun: Instant, fields: &Fields) {
+pub fn note_answer(worker: &Worker, host: &Host, begun: Option<Instant>, fields: &Fields) {
     let (upstreams, host) = (&worker.stats.upstreams, host.to_string());
-    upstreams.answered(&host, begun.elapsed());
+    if let Some(begun) = begun {
+        upstreams.answered(&host, begun.elapsed());
+    }
     let remaining = fields.get_str("ratelimit-remaining").and_then(|said| said.split(';').next());
     if let Some(times) = remaining.and_then(|times| times.trim().parse().ok()) {
         upstreams.may_be_asked(&host, times);

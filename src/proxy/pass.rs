@@ -125,6 +125,8 @@ async fn ask(
             result => result?,
         };
         worker.refuse_challenge(url, head.status).map_err(upstreams)?;
+        // How long a body was on its way says nothing of upstream.
+        let begun = (!request.has_body()).then_some(begun);
         note_answer(worker, &url.host, begun, &head.fields);
         invalidate(worker, request, head.status).await;
         prove::note_answer(worker, request, head.status, &head.fields);

@@ -32,8 +32,8 @@ pub struct RequestId {
 }
 
 impl RequestId {
-    /// The client's own where it is one: up to 64 letters, digits, `-` and `_`. No token looks like
-    /// that, and no line of a log is broken by it.
+    /// The client's own where it is one: up to 64 letters, digits, `-` and `_`, which break no line
+    /// of a log. Whoever puts a secret there has it logged.
     fn of(fields: &Fields) -> Option<RequestId> {
         let given = fields.get(REQUEST_ID)?;
         let is_sane = given.iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'));
@@ -52,7 +52,7 @@ impl RequestId {
 }
 
 /// Makes ids that no other request has, on this core or elsewhere: half of one is this core's, at
-/// random, and the other half counts, in an order that shows nobody how much others ask.
+/// random, and the other half counts, mixed so that neighbours do not look alike.
 pub struct RequestIds {
     own: [u8; 16],
     count: Cell<u64>,

@@ -156,7 +156,7 @@ async fn requests(worker: &Rc<Worker>, client: &Client) -> End {
         if let Err(end) = Box::pin(next(worker, client, &mut left)).await {
             return end;
         }
-        if worker.drain.has_begun() {
+        if worker.drain.has_begun() || client.conn.is_spent() {
             return End::Answered;
         }
     }

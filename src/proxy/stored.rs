@@ -1,6 +1,7 @@
 //! What a stored head says, read once for as long as the entry's file is open.
 
 use super::prove::SOURCE;
+use super::record::REQUEST_ID;
 use crate::cache::Body;
 use crate::http::{FIELDS_MAX, Fields, HeadLimits, Parsed, parse_response};
 use crate::policy::rights::RepositoryId;
@@ -32,6 +33,8 @@ impl Stored {
         let mut fields = head.fields;
         let source = fields.get_str(SOURCE).and_then(RepositoryId::parse);
         fields.remove(SOURCE);
+        // An answer has its own request's.
+        fields.remove(REQUEST_ID);
         let mut lines = Vec::new();
         fields.write_to(&mut lines);
         let date = humantime::format_rfc3339_seconds(body.stored);
