@@ -408,8 +408,7 @@ impl Conn {
         }
     }
 
-    /// Waits until the peer has ended its half or is gone, as far as that is seen behind what else
-    /// it sent.
+    /// Waits until the peer has ended its half or is gone, as far as that is seen.
     pub async fn ends(&self) {
         self.stirs().await;
         if self.unused() > 0 {
