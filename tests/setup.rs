@@ -331,3 +331,65 @@ fn what_can_not_be_done_is_refused_in_one_line_before_anything_is_changed() {
     fs::remove_file(system.path("usr/sbin/update-ca-certificates")).expect("removed");
     assert!(system.refuses("podman", &[]).contains("install the package ca-certificates"));
 }
+
+#[test]
+fn a_proxys_password_is_said_to_nobody() {
+    let setup = Setup::new();
+    let system = System::new(&setup.start());
+    for name in CLIENTS {
+        for options in [&["--dry-run"][..], &[], &["--remove"]] {
+            let proxy = ["--proxy", "http://ann:sesame@cache.test:17080"];
+            let output = system.run(name, &[&proxy, options].concat());
+            assert!(output.status.success(), "{output:?}");
+            for said in [output.stdout, output.stderr] {
+                let said = String::from_utf8_lossy(&said);
+                assert!(!said.contains("sesame"), "{name} {options:?}: {said}");
+            }
+        }
+    }
+}
+
+#[test]
+fn links_in_somebody_elses_folder_lead_nowhere() {
+    let setup = Setup::new();
+    let system = System::new(&setup.start());
+    let (runner, victim) = (system.path("runner"), system.path("victim"));
+    fs::create_dir(&runner).expect("a folder");
+    fs::write(runner.join(".env"), "A=1\n").expect("a file");
+    fs::write(&victim, "untouched").expect("a file");
+    symlink(&victim, runner.join(".env.discobot")).expect("a link");
+    system.does("ci", &["--runner", "/runner"]);
+    let text = fs::read_to_string(runner.join(".env")).expect("a file");
+    assert!(text.starts_with("A=1\nHTTP_PROXY="), "{text}");
+    fs::remove_file(runner.join(".env")).expect("a file");
+    symlink(&victim, runner.join(".env")).expect("a link");
+    let output = system.run("ci", &["--runner", "/runner", "--remove"]);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert_eq!(fs::read_to_string(&victim).expect("a file"), "untouched");
+}
+
+#[test]
+fn what_was_there_first_comes_back_after_a_second_set_up() {
+    let setup = Setup::new();
+    let system = System::new(&setup.start());
+    let theirs = "{\"proxies\": {\"http-proxy\": \"http://corp.test:3128\"}}";
+    fs::write(system.path(DAEMON), theirs).expect("a daemon.json");
+    fs::create_dir(system.path("runner")).expect("a folder");
+    let own = "no_proxy=internal.corp.test\nA=1\n";
+    fs::write(system.path("runner/.env"), own).expect("a file");
+    let before = system.files();
+    for name in ["docker", "ci"] {
+        let runner: &[&str] = if name == "ci" { &["--runner", "/runner"] } else { &[] };
+        system.does(name, runner);
+        system.does(name, &[runner, &["--proxy", "http://other.test:1"]].concat());
+        system.does(name, &[runner, &["--remove"]].concat());
+        assert_eq!(system.files(), before, "{name}");
+    }
+    // Somebody's edit in between can't be told from what jq merged; the first copy stays.
+    system.does("docker", &[]);
+    let edited = fs::read_to_string(system.path(DAEMON)).expect("a daemon.json");
+    fs::write(system.path(DAEMON), format!("{edited}\n")).expect("a daemon.json");
+    system.does("docker", &["--proxy", "http://other.test:1"]);
+    system.does("docker", &["--remove"]);
+    assert_eq!(fs::read_to_string(system.path(DAEMON)).expect("a daemon.json"), theirs);
+}

@@ -124,6 +124,8 @@ cache:
   access: trust
   max_size: 20GB
   patterns: ["^/v2/.*/blobs/sha256:.*", "^/v2/.*/manifests/sha256:.*", "^/v2/bench/cold/"]
+# All clients have one address here.
+limits: {max_connections_per_client: 20000}
 logging: {${log:-level: warn}}
 CONFIG
   ulimit -n 65536 2>/dev/null || true

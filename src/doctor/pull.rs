@@ -6,6 +6,7 @@ use serde_json::Value;
 use super::ask::{Asked, Proxy};
 use super::{Finding, fail, ok};
 use crate::http::{Authority, Host};
+use crate::key::Digest;
 
 const ACCEPT: &str = "Accept: application/vnd.oci.image.index.v1+json, \
     application/vnd.oci.image.manifest.v1+json, \
@@ -66,6 +67,9 @@ pub fn try_twice(proxy: &Proxy, image: &Image) -> Finding {
     }
 }
 
+/// Characters of a registry's reason at most.
+const WORDS_MAX: usize = 300;
+
 fn pull(proxy: &Proxy, image: &Image) -> Result<bool, String> {
     let mut fields = ACCEPT.to_owned();
     let path = |kind: &str, name: &str| format!("/v2/{}/{kind}/{name}", image.repository);
@@ -81,12 +85,21 @@ fn pull(proxy: &Proxy, image: &Image) -> Result<bool, String> {
         succeeded(first)
     };
     let mut manifest = json(&get("manifests", &image.reference)?)?;
-    if let Some(first) = manifest["manifests"][0]["digest"].as_str().map(str::to_owned) {
-        manifest = json(&get("manifests", &first)?)?;
+    if let Some(first) = digest(&manifest["manifests"][0])? {
+        manifest = json(&get("manifests", first)?)?;
     }
-    let config = manifest["config"]["digest"].as_str().ok_or("its manifest has no config")?;
-    get("blobs", config)?;
-    Ok(get("blobs", config)?.field("x-cache") == Some("HIT"))
+    let config = digest(&manifest["config"])?.ok_or("its manifest has no config")?.to_owned();
+    get("blobs", &config)?;
+    Ok(get("blobs", &config)?.field("x-cache") == Some("HIT"))
+}
+
+/// What a descriptor names, if it is there: a digest and nothing else, since it goes into a request.
+fn digest(descriptor: &Value) -> Result<Option<&str>, String> {
+    let Some(text) = descriptor["digest"].as_str() else { return Ok(None) };
+    match Digest::parse(text) {
+        Some(_) => Ok(Some(text)),
+        None => Err(format!("its manifest names no digest but {text:?}")),
+    }
 }
 
 fn json(answer: &Asked) -> Result<Value, String> {
@@ -99,7 +112,9 @@ fn succeeded(answer: Asked) -> Result<Asked, String> {
     }
     let body: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
     let why = body["errors"][0]["message"].as_str().unwrap_or("without a reason");
-    Err(format!("{}: {why}", answer.status))
+    // Somebody else's words, for a terminal: they can't look like ours.
+    let why: String = why.chars().take(WORDS_MAX).collect();
+    Err(format!("{}: {why:?}", answer.status))
 }
 
 /// A token for nobody, as the challenge says; `None` where it is no Bearer challenge.

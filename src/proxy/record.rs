@@ -1,8 +1,8 @@
 //! The record of one request: its id, what became of it and why, and the line in the access log
 //! that says so (target `access`).
 //!
-//! What must stay true: nothing is formatted or allocated for a line that is not written; a line
-//! has no query, and no path that could be a token.
+//! What must stay true: nothing is formatted for a line that is not written; a line has no query,
+//! and no path that could be a token.
 
 use std::borrow::Cow;
 use std::cell::{Cell, RefCell};

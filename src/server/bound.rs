@@ -40,7 +40,16 @@ impl Bound {
             passed.into_iter().partition(|(address, _)| *address == admin);
         let (proxy, sockets) = match for_proxy.is_empty() {
             true => bind_proxy(config, workers)?,
-            false => share_out(for_proxy, workers).map_err(StartError::Passed)?,
+            false => {
+                for (address, _) in &for_proxy {
+                    if !is_configured(config, *address) {
+                        tracing::warn!(%address,
+                            "clients come to a socket that was handed over, not to proxy.bind and \
+                             proxy.port");
+                    }
+                }
+                share_out(for_proxy, workers).map_err(StartError::Passed)?
+            }
         };
         let admin_socket = match for_admin.pop() {
             Some((_, socket)) => socket,
@@ -58,6 +67,13 @@ fn listens_at(socket: &Socket) -> io::Result<SocketAddr> {
     }
     let address = socket.local_addr()?.as_socket();
     address.ok_or_else(|| io::Error::other("one of them is no TCP socket (ListenStream= a port)"))
+}
+
+/// Whether clients may expect the proxy there; all addresses are all, of whichever family.
+fn is_configured(config: &Config, address: SocketAddr) -> bool {
+    let (ip, any) = (address.ip(), address.ip().is_unspecified());
+    let mut binds = config.proxy.bind.iter();
+    address.port() == config.proxy.port && binds.any(|b| *b == ip || any && b.is_unspecified())
 }
 
 type Shares = (Vec<SocketAddr>, Vec<Vec<Socket>>);

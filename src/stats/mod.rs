@@ -63,8 +63,7 @@ impl Outcome {
 
 macro_rules! counters {
     ($($(#[doc = $doc:literal])+ $name:ident,)+) => {
-        /// The counters. All only grow, but for `connections` and `tunnels`, which say what is
-        /// open.
+        /// The counters. All only grow, but for `connections`, which says what is open.
         #[derive(Default)]
         pub struct Stats {
             $($(#[doc = $doc])+ pub $name: AtomicU64,)+

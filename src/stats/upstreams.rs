@@ -46,9 +46,13 @@ impl Upstreams {
     }
 
     /// A registry has said how many requests it will take before it refuses further ones.
-    pub fn may_be_asked(&self, registry: &str, times: i64) {
+    /// Of those without a name of their own nothing is known: it would be the last one's.
+    pub fn may_be_asked(&self, registry: &str, times: u32) {
+        if self.names.slot(registry, true) == Names::OTHER {
+            return;
+        }
         let registry = self.label(registry, true);
-        self.remaining.get_or_create(&[("registry", registry)]).set(times);
+        self.remaining.get_or_create(&[("registry", registry)]).set(times.into());
     }
 
     fn label(&self, host: &str, add: bool) -> String {

@@ -11,6 +11,8 @@ set_up() {
     drop_in buildkit
     return
   fi
+  # Neither file holds a password, and whoever makes the builder reads both.
+  mode=644
   certificate >"$work/new"
   put /etc/discobot/ca.crt
   # The proxy puts several in.
@@ -38,7 +40,7 @@ afterwards() {
 A builder that goes through the proxy is made by whoever uses it, with
   docker buildx create --name discobot --use --driver docker-container \\
     --buildkitd-config $toml \\
-    --driver-opt env.HTTP_PROXY=$proxy --driver-opt env.HTTPS_PROXY=$proxy
+    --driver-opt env.HTTP_PROXY=$shown --driver-opt env.HTTPS_PROXY=$shown
 and is to be made again (docker buildx rm discobot) after the address or the CA has changed.
 END
   fi

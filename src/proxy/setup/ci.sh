@@ -22,6 +22,8 @@ set_up() {
     for name in HTTP_PROXY HTTPS_PROXY http_proxy https_proxy; do say "$name=$proxy"; done
     for name in NO_PROXY no_proxy; do say "$name=$direct"; done
   } >"$work/new"
+  # What was there before the first set-up stays what comes back.
+  rm -f "$work/base"
   put "$file"
 }
 
@@ -32,7 +34,10 @@ others() {
 
 unset_up() {
   file=$(environment_file)
-  others "$file" >"$work/base"
+  {
+    others "$file"
+    grep -iE '^(https?|no)_proxy=' "$root$state/$client/before$file" 2>/dev/null || :
+  } >"$work/base"
   take_back "$file"
 }
 
@@ -47,7 +52,7 @@ afterwards() {
     say "For what follows in this shell: set -a; . $file; set +a"
     cat <<END
 GitLab Runner, for all of its jobs, in config.toml under [[runners]]:
-  environment = ["HTTPS_PROXY=$proxy", "NO_PROXY=$direct"]
+  environment = ["HTTPS_PROXY=$shown", "NO_PROXY=$direct"]
 Its Docker executor pulls images through dockerd: see http://@PROXY@/setup/docker
 END
   fi

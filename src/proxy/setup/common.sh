@@ -53,6 +53,11 @@ options() {
     *[!][A-Za-z0-9.:@%_~-]*) die "--proxy: write special characters of $proxy as %XX" ;;
     *@*) mode=600 ;;
   esac
+  # What is said may be kept in the log of a job, and a password is nobody's business.
+  shown=http://${proxy#http://}
+  case $proxy in
+    *@*) shown=http://${proxy##*@} ;;
+  esac
   case $unit in
     *[!A-Za-z0-9.:@_-]*) die "--unit: no unit is called $unit" ;;
   esac
@@ -97,7 +102,7 @@ kept() {
 put() {
   now=$root$1 before=$root$state/$client/before$1 ours=$root$state/$client/ours$1
   if [ -L "$now" ]; then
-    die "$1 is a link to $(readlink "$now"): put this into the file behind it: $(cat "$work/new")"
+    die "$1 is a link to $(readlink "$now"): put the proxy, $shown, into the file behind it by hand"
   fi
   if cmp -s "$work/new" "$now"; then
     [ -z "$dry" ] || say "  $1: is as it should be"
@@ -116,20 +121,28 @@ put() {
   folder "$(dirname "$1")"
   if [ ! -e "$ours" ] && [ -e "$now" ]; then
     cp -p "$now" "$before"
-  elif [ -e "$ours" ] && [ -s "$work/base" ]; then
+  elif [ -e "$ours" ] && [ -s "$work/base" ] && ! cmp -s "$work/base" "$now"; then
+    # Where the two are the same, what is ours could not be told from the rest.
     cat "$work/base" >"$before"
   fi
-  # Whole or not at all, with the owner and mode of before.
-  if [ -e "$now" ]; then
-    cp -p "$now" "$now.discobot"
-  else
-    : >"$now.discobot"
-    chmod "$mode" "$now.discobot"
-  fi
-  cat "$work/new" >"$now.discobot"
   cp "$work/new" "$ours"
-  mv "$now.discobot" "$now"
+  becomes "$now" "$work/new"
   changed=1
+}
+
+# becomes FILE CONTENT: whole or not at all, with the owner and mode of before. The new file has a name
+# that nobody could know: the folder may belong to somebody who is not root.
+becomes() {
+  part=$(mktemp "$1.XXXXXX")
+  if [ -e "$1" ]; then
+    cp -p "$1" "$part"
+    [ "$mode" = 644 ] || chmod go-rwx "$part"
+  else
+    chown "$(stat -c %u:%g "$(dirname "$1")")" "$part"
+    chmod "$mode" "$part"
+  fi
+  cat "$2" >"$part"
+  mv "$part" "$1"
 }
 
 # take_back FILE: as it was before. What somebody changed since is only taken away whole where the
@@ -137,16 +150,17 @@ put() {
 take_back() {
   now=$root$1 before=$root$state/$client/before$1 ours=$root$state/$client/ours$1
   [ -e "$ours" ] || return 0
+  [ ! -L "$now" ] || die "$1 is a link by now: take the proxy out of the file behind it by hand"
   if [ -e "$now" ] && ! cmp -s "$now" "$ours" && [ -e "$work/base" ]; then
     if cmp -s "$work/base" "$now" && grep -qi http.proxy "$now"; then
       say "  $1: was changed since: take the proxy out by hand (before: $state/$client/before$1)"
       return
     fi
     [ -z "$dry" ] || say "  $1: take our line out (the file was changed since)"
-    [ -n "$dry" ] || cat "$work/base" >"$now"
+    [ -n "$dry" ] || becomes "$now" "$work/base"
   elif [ -e "$before" ]; then
     [ -z "$dry" ] || say "  $1: put back as it was"
-    [ -n "$dry" ] || { cp -p "$before" "$now.discobot" && mv "$now.discobot" "$now"; }
+    [ -n "$dry" ] || { part=$(mktemp "$now.XXXXXX") && cp -p "$before" "$part" && mv "$part" "$now"; }
   else
     [ -z "$dry" ] || say "  $1: remove"
     [ -n "$dry" ] || rm -f "$now"
@@ -235,7 +249,7 @@ forget() {
 # drop_in UNIT: $work/new becomes the environment that points a systemd unit at the proxy.
 drop_in() {
   if [ ! -d "$root/usr/lib/systemd" ] && [ ! -d "$root/lib/systemd" ]; then
-    die "no systemd here: start $1 with HTTP_PROXY=$proxy HTTPS_PROXY=$proxy NO_PROXY=$direct"
+    die "no systemd here: start $1 with HTTP_PROXY=$shown HTTPS_PROXY=$shown NO_PROXY=$direct"
   fi
   # A % means something to systemd.
   escaped=$(say "$proxy" | sed 's/%/%%/g')
@@ -274,7 +288,7 @@ main() {
   if [ -n "$remove" ]; then
     say "$client, as it was before it went through a discobot-proxy:"
   else
-    say "$client, through $proxy:"
+    say "$client, through $shown:"
   fi
   # Once to show all of it, and to refuse before anything was changed.
   dry=1

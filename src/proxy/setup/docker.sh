@@ -28,7 +28,7 @@ set_up() {
     dockerd --validate --config-file "$work/new" >"$work/said" 2>&1 ||
       die "$config would be refused: $(tail -n 1 "$work/said")"
   fi
-  [ -z "$dry" ] || say "  to go into $config: $line"
+  [ -z "$dry" ] || say "  to go into $config: \"proxies\" with $shown, and $direct without it"
   put "$config"
 }
 
@@ -57,7 +57,7 @@ print(json.dumps(config, indent=2))
 END
   else
     die "$config names a proxy already, and there is neither jq nor python3 to change that:
-put into its \"proxies\": \"http-proxy\": \"$proxy\", \"https-proxy\": \"$proxy\""
+put into its \"proxies\": \"http-proxy\": \"$shown\", \"https-proxy\": \"$shown\""
   fi
 }
 

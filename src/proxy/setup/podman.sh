@@ -22,6 +22,6 @@ unset_up() { take_back "$config"; }
 afterwards() {
   [ -n "$remove" ] || cat <<END
 Nothing has to be restarted but a running \`podman system service\`. skopeo and buildah take it from
-their own environment: HTTPS_PROXY=$proxy skopeo inspect docker://docker.io/library/alpine
+their own environment: HTTPS_PROXY=$shown skopeo inspect docker://docker.io/library/alpine
 END
 }
