@@ -50,7 +50,7 @@ options() {
     *) die "--proxy wants http://HOST:PORT, not $proxy" ;;
   esac
   case ${proxy#http://} in
-    *[!][A-Za-z0-9.:@%_~-]*) die "--proxy: write special characters of $proxy as %XX" ;;
+    *[!][A-Za-z0-9.:@%_~-]*) die "--proxy: write special characters of its user and password as %XX" ;;
     *@*) mode=600 ;;
   esac
   # What is said may be kept in the log of a job, and a password is nobody's business.

@@ -14,6 +14,6 @@ afterwards() {
   began_anew "$(unit_name)"
   [ -n "$remove" ] || cat <<END
 Kubernetes and nerdctl pull in containerd. \`ctr image pull\` asks from its own process:
-  HTTPS_PROXY=$proxy ctr image pull docker.io/library/alpine:latest
+  HTTPS_PROXY=$shown ctr image pull docker.io/library/alpine:latest
 END
 }
