@@ -93,7 +93,7 @@ fn pull(proxy: &Proxy, image: &Image) -> Result<bool, String> {
     Ok(get("blobs", &config)?.field("x-cache") == Some("HIT"))
 }
 
-/// What a descriptor names, if it is there: a digest and nothing else, since it goes into a request.
+/// What a descriptor names, if it is there: a digest and nothing else, for it goes into a request.
 fn digest(descriptor: &Value) -> Result<Option<&str>, String> {
     let Some(text) = descriptor["digest"].as_str() else { return Ok(None) };
     match Digest::parse(text) {
