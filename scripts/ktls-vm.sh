@@ -2,7 +2,8 @@
 # ktls-vm.sh [KERNEL...]: the tests of TLS in the kernel (tests/ktls.rs and the unit tests below it)
 # against the real binary on Debian kernels, in a small emulated machine: few hosts have kernel TLS.
 # 6.12 where none is named; Debian 12 has 6.1, too. The kernel must have counted sessions of its own
-# (/proc/net/tls_stat), or nothing was shown.
+# (/proc/net/tls_stat), or nothing was shown. Then the proxy starts where that kernel's
+# kernel.io_uring_disabled is 2, which no test can set for a whole machine elsewhere.
 #
 # Nothing of the kernels is installed. They are kept, unpacked, in
 # ${DISCOBOT_TEST_CACHE:-${XDG_CACHE_HOME:-~/.cache}/discobot-proxy}. Emulation says nothing of speed.
@@ -11,7 +12,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 # shellcheck source=scripts/debian.sh
 . "$here/debian.sh"
 
-suites=(ktls)
+suites=(ktls epoll)
 limit=600 # seconds that a machine may run
 
 main() {
@@ -137,6 +138,12 @@ job() {
   while read -r program; do
     case $program in
       */discobot-proxy) ;;
+      */epoll-*)
+        # A kernel that forbids io_uring to all; those before 6.6 can't.
+        printf 'if echo 2 >/proc/sys/kernel/io_uring_disabled; then\n'
+        printf '%q --exact the_start_up_line_and_health_say_which_driver_runs || status=1\n' "$program"
+        printf 'echo 0 >/proc/sys/kernel/io_uring_disabled\nfi\n'
+        ;;
       */discobot_proxy-*) printf '%q sys::ktls net::ktls || status=1\n' "$program" ;;
       *) printf '%q --test-threads 2 || status=1\n' "$program" ;;
     esac
