@@ -64,7 +64,7 @@ pub async fn send_file(
     Ok(())
 }
 
-/// Has what is not in memory read on a helper thread, at most [`WINDOW`] bytes: what waits for a
+/// Has what is not in memory read on a helper thread, at most 1 MiB: what waits for a
 /// disk must not hold up the others on this core. What can't be read, whoever sends it is told. A
 /// disk that takes longer than the connection's patience is a [`NetError::File`], timed out.
 pub async fn bring_in(conn: &Conn, file: &File, from: u64, to: u64) -> Result<(), NetError> {
