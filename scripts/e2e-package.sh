@@ -25,7 +25,7 @@ main() {
     [ -d "$base" ] || base_system bookworm "$base" systemd,systemd-sysv,dbus,curl
   ) 9>"$base.lock"
   scratch=$(mktemp -d "${TMPDIR:-/var/tmp}/discobot-package.XXXXXX")
-  trap finish EXIT
+  trap 'machine_finish "$scratch/systemd.log" "$scratch/dpkg.log"' EXIT
   trap 'exit 1' INT TERM
   if ! machine_start "$scratch" "$package" "$base" "$scratch"; then
     echo "e2e-package.sh: NOT CHECKED: no cgroup v2 that can be written to" >&2
@@ -76,18 +76,6 @@ removed() {
 
 healthy() {
   there curl --silent --fail http://127.0.0.1:17081/health
-}
-
-finish() {
-  local status=$?
-  trap - EXIT
-  if [ "$status" -ne 0 ]; then
-    tail -n 30 "$scratch/systemd.log" "$scratch/dpkg.log" >&2 || true
-    [ -z "${init:-}" ] || there systemctl status --no-pager --full discobot-proxy >&2 || true
-  fi
-  machine_stop
-  rm -rf --one-file-system "$scratch"
-  exit "$status"
 }
 
 if [ "${1:-}" = --inside ]; then

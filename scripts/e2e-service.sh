@@ -23,7 +23,7 @@ main() {
   "$here/setup-tests.sh"
   binary=$(binary_of "${1:-}")
   scratch=$(mktemp -d "${TMPDIR:-/var/tmp}/discobot-service.XXXXXX")
-  trap finish EXIT
+  trap 'machine_finish "$scratch/systemd.log"' EXIT
   trap 'exit 1' INT TERM
 
   if ! machine_start "$scratch" "$binary" "$scratch"; then
@@ -242,18 +242,6 @@ result() {
 
 gave_up() {
   [ "$(result)" = exit-code,2 ] && [ "$(there systemctl is-active discobot-proxy)" = failed ]
-}
-
-finish() {
-  local status=$?
-  trap - EXIT
-  if [ "$status" -ne 0 ]; then
-    tail -n 30 "$scratch/systemd.log" >&2 || true
-    [ -z "${init:-}" ] || there systemctl status --no-pager --full discobot-proxy >&2 || true
-  fi
-  machine_stop
-  rm -rf --one-file-system "$scratch"
-  exit "$status"
 }
 
 if [ "${1:-}" = --inside ]; then

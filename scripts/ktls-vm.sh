@@ -9,6 +9,8 @@
 # ${DISCOBOT_TEST_CACHE:-${XDG_CACHE_HOME:-~/.cache}/discobot-proxy}. Emulation says nothing of speed.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
+# shellcheck source=scripts/common.sh
+. "$here/common.sh"
 # shellcheck source=scripts/debian.sh
 . "$here/debian.sh"
 
@@ -171,11 +173,6 @@ boot() {
     fail "the machine did not end by itself within $limit s"
   }
   grep -qx 'job ended: 0' "$scratch/console" || fail "failed on kernel $release"
-}
-
-fail() {
-  echo "ktls-vm.sh: $1" >&2
-  exit 1
 }
 
 main "$@"

@@ -76,8 +76,15 @@ there() {
   nsenter -t "$init" --net --mount --pid --cgroup --uts --ipc "$@"
 }
 
-# machine_stop: ends it and all its processes.
-machine_stop() {
+# machine_finish LOG...: ends this script, and the machine with all its processes; for a trap on EXIT.
+# Where the script failed, the ends of the logs and the state of the service are shown first.
+machine_finish() {
+  local status=$?
+  trap - EXIT
+  if [ "$status" -ne 0 ]; then
+    tail -n 30 "$@" >&2 || true
+    [ -z "${init:-}" ] || there systemctl status --no-pager --full discobot-proxy >&2 || true
+  fi
   if [ -n "${shell:-}" ]; then
     # The namespaces' first process, and with it all others.
     kill -KILL "$shell" 2>/dev/null || true
@@ -90,4 +97,8 @@ machine_stop() {
       sleep 0.1
     done
   fi
+  # Ours, of every script that sources this.
+  # shellcheck disable=SC2154
+  rm -rf --one-file-system "$scratch"
+  exit "$status"
 }
