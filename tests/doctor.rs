@@ -106,6 +106,48 @@ fn a_pull_is_tried_and_has_to_hit() {
 }
 
 #[test]
+fn a_token_for_nobody_is_fetched_where_the_challenge_says() {
+    let origin = Origin::https(names::REGISTRY);
+    let config = Body::bytes("{}");
+    let manifest = Body::bytes(json!({"config": {"digest": config.digest()}}).to_string());
+    let challenge =
+        "Bearer realm=\"/token\",service=\"a registry\",scope=\"repository:lab/img:pull\"";
+    for (kind, name, body) in [("manifests", "v1", &manifest), ("blobs", &config.digest(), &config)]
+    {
+        let answer = Answer::ok(body).wants("Bearer for-nobody", challenge);
+        origin.get(&format!("/v2/lab/img/{kind}/{name}"), answer);
+    }
+    origin.get("/token", Answer::status(200, "{\"access_token\":\"for-nobody\"}"));
+    let setup = Setup::new();
+    let proxy = setup.start();
+    let dir = tempfile::tempdir().expect("a directory");
+    let image = format!("{}/lab/img:v1", origin.authority());
+    says(&doctor(&setup, &url(&proxy), dir.path(), &[&image]), 1, &["comes from its cache"]);
+    let asked = &origin.seen_at("/token")[0].target;
+    assert!(asked.ends_with("service=a%20registry&scope=repository%3Alab%2Fimg%3Apull"), "{asked}");
+}
+
+#[test]
+fn a_registrys_words_are_no_request_and_no_line_of_ours() {
+    let origin = Origin::https(names::REGISTRY);
+    let digest =
+        "x HTTP/1.1\r\nHost: a\r\n\r\nDELETE http://b.test/ HTTP/1.1\r\nHost: b.test\r\n\r\n";
+    let manifest = json!({"config": {"digest": digest}}).to_string();
+    origin.get("/v2/lab/img/manifests/v1", Answer::status(200, Body::bytes(manifest)));
+    let words = json!({"errors": [{"message": "x\n      mend: run this"}]}).to_string();
+    origin.get("/v2/lab/img/manifests/v2", Answer::status(403, Body::bytes(words)));
+    let setup = Setup::new();
+    let proxy = setup.start();
+    let dir = tempfile::tempdir().expect("a directory");
+    for (tag, part) in [("v1", "names no digest"), ("v2", ": 403: \"x\\n      mend: run this\"")] {
+        let image = format!("{}/lab/img:{tag}", origin.authority());
+        let seen = doctor(&setup, &url(&proxy), dir.path(), &[&image]);
+        says(&seen, 1, &["fail  pull: ", part]);
+    }
+    assert_eq!(origin.seen().len(), 2, "{:?}", origin.seen());
+}
+
+#[test]
 fn a_proxy_that_is_not_there_is_said_and_bad_input_is_one_line() {
     let setup = Setup::new();
     let dir = tempfile::tempdir().expect("a directory");

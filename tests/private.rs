@@ -86,6 +86,17 @@ fn head_of_a_stored_private_blob_tells_nothing_either() {
     client.rest("HEAD", head).assert_hit();
 }
 
+/// The registry says that it does not have it there, and a client of ours is told so.
+#[track_caller]
+fn is_unknown(proxy: &Proxy, origin: &Origin, path: &str) {
+    for method in ["GET", "HEAD"] {
+        origin.on(method, path, registry(Answer::status(404, "unknown")));
+    }
+    let refused = ask(proxy, origin, path, MINE);
+    assert_eq!(refused.status, 404);
+    refused.assert_not_hit();
+}
+
 #[test]
 fn rights_in_one_repository_open_no_other() {
     let setup = verifying();
@@ -98,12 +109,7 @@ fn rights_in_one_repository_open_no_other() {
     ask(&proxy, &origin, &mine, MINE).assert_is(&own);
     // The registry says that this repository does not have it.
     let through = blob_path("me/own", &secret);
-    for method in ["GET", "HEAD"] {
-        origin.on(method, &through, registry(Answer::status(404, "unknown")));
-    }
-    let refused = ask(&proxy, &origin, &through, MINE);
-    assert_eq!(refused.status, 404);
-    refused.assert_not_hit();
+    is_unknown(&proxy, &origin, &through);
 }
 
 #[test]
@@ -408,12 +414,7 @@ fn a_manifest_stored_from_another_repository_lists_nothing_in_this_one() {
     origin.on("HEAD", &mine, answer().bodiless().wants(MINE, CHALLENGE));
     ask(&proxy, &origin, &mine, MINE).assert_hit();
     let through = blob_path("me/own", &secret);
-    for method in ["GET", "HEAD"] {
-        origin.on(method, &through, registry(Answer::status(404, "unknown")));
-    }
-    let refused = ask(&proxy, &origin, &through, MINE);
-    assert_eq!(refused.status, 404);
-    refused.assert_not_hit();
+    is_unknown(&proxy, &origin, &through);
 }
 
 #[test]

@@ -6,6 +6,7 @@ use std::net::{TcpStream, ToSocketAddrs};
 use std::time::Duration;
 
 use crate::config::ParentProxy;
+use crate::http::{HeadLimits, Parsed, ResponseHead, parse_response};
 
 /// For the connection, and for each silence.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -18,16 +19,19 @@ pub struct Proxy(ParentProxy);
 
 /// An answer.
 pub struct Asked {
-    pub status: u16,
-    head: String,
+    head: ResponseHead,
     pub body: Vec<u8>,
 }
 
 impl Asked {
-    /// The first field of this name.
+    /// The status.
+    pub fn status(&self) -> u16 {
+        self.head.status
+    }
+
+    /// The field of this name.
     pub fn field(&self, name: &str) -> Option<&str> {
-        let lines = self.head.lines().filter_map(|line| line.split_once(':'));
-        lines.into_iter().find(|(own, _)| own.eq_ignore_ascii_case(name)).map(|it| it.1.trim())
+        self.head.fields.get_str(name)
     }
 }
 
@@ -87,10 +91,8 @@ fn talk(mut stream: TcpStream, target: &str, host: &str, fields: &str) -> Result
         .and_then(|()| stream.write_all(request.as_bytes()))
         .and_then(|()| stream.take(ANSWER_MAX).read_to_end(&mut bytes))
         .map_err(|error| error.to_string())?;
-    let strange = || "it answers no HTTP".to_owned();
-    let end = bytes.windows(4).position(|four| four == b"\r\n\r\n").ok_or_else(strange)?;
-    let body = bytes.split_off(end + 4);
-    let head = String::from_utf8_lossy(&bytes).into_owned();
-    let status = head.strip_prefix("HTTP/1.").and_then(|rest| rest.get(2..5)?.parse().ok());
-    Ok(Asked { status: status.ok_or_else(strange)?, head, body })
+    match parse_response(&bytes, &HeadLimits::default()) {
+        Ok(Parsed::Complete { head, len }) => Ok(Asked { head, body: bytes.split_off(len) }),
+        Ok(Parsed::Incomplete) | Err(_) => Err("it answers no HTTP".to_owned()),
+    }
 }

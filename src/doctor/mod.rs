@@ -132,14 +132,14 @@ fn named_proxy(config: &Config, options: &Options) -> Result<Proxy, String> {
 fn reached(proxy: &Proxy, page: &Result<Asked, String>) -> Finding {
     let what = "proxy";
     match page {
-        Ok(page) if page.status == 200 && page.body.starts_with(b"-----BEGIN") => {
+        Ok(page) if page.status() == 200 && page.body.starts_with(b"-----BEGIN") => {
             ok(what, format!("{proxy} answers"))
         }
         Ok(page) => fail(
             what,
             format!(
                 "{proxy} answers {} and is no discobot-proxy, or does not let us in",
-                page.status
+                page.status()
             ),
             format!(
                 "curl -i {proxy}/   # proxy.allow_clients of its configuration says who may come"

@@ -5,8 +5,9 @@ use serde_json::Value;
 
 use super::ask::{Asked, Proxy};
 use super::{Finding, fail, ok};
-use crate::http::{Authority, Host};
+use crate::http::{Authority, Scheme};
 use crate::key::Digest;
+use crate::proxy::{Url, bearer_challenge, token_in};
 
 const ACCEPT: &str = "Accept: application/vnd.oci.image.index.v1+json, \
     application/vnd.oci.image.manifest.v1+json, \
@@ -16,7 +17,7 @@ const ACCEPT: &str = "Accept: application/vnd.oci.image.index.v1+json, \
 /// What an image's name stands for.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Image {
-    registry: String,
+    registry: Url,
     repository: String,
     /// A tag or a digest.
     reference: String,
@@ -41,17 +42,20 @@ impl Image {
         if !text.chars().all(known) || repository.is_empty() || reference.is_empty() {
             return Err(strange());
         }
-        Authority::parse(registry).map_err(|_| strange())?;
+        let Authority { host, port } = Authority::parse(registry).map_err(|_| strange())?;
         let official = registry == "registry-1.docker.io" && !repository.contains('/');
         let repository = format!("{}{repository}", if official { "library/" } else { "" });
-        Ok(Image { registry: registry.to_owned(), repository, reference: reference.to_owned() })
+        let (scheme, port) = (Scheme::Https, port.unwrap_or(443));
+        let registry = Url { scheme, host, port, target: "/".into() };
+        Ok(Image { registry, repository, reference: reference.to_owned() })
     }
 }
 
 /// Pulls, and pulls again: the second answer has to come from the cache.
 pub fn try_twice(proxy: &Proxy, image: &Image) -> Finding {
     let what = "pull";
-    let shown = format!("{}/{}:{}", image.registry, image.repository, image.reference);
+    let registry = image.registry.authority();
+    let shown = format!("{registry}/{}:{}", image.repository, image.reference);
     match pull(proxy, image) {
         Ok(true) => ok(what, format!("{shown} goes through the proxy, and comes from its cache")),
         Ok(false) => fail(
@@ -62,7 +66,7 @@ pub fn try_twice(proxy: &Proxy, image: &Image) -> Finding {
         Err(error) => fail(
             what,
             format!("{shown}: {error}"),
-            format!("curl -v -x {proxy} https://{}/v2/", image.registry),
+            format!("curl -v -x {proxy} https://{registry}/v2/"),
         ),
     }
 }
@@ -71,16 +75,17 @@ pub fn try_twice(proxy: &Proxy, image: &Image) -> Finding {
 const WORDS_MAX: usize = 300;
 
 fn pull(proxy: &Proxy, image: &Image) -> Result<bool, String> {
+    let registry = image.registry.authority();
     let mut fields = ACCEPT.to_owned();
     let path = |kind: &str, name: &str| format!("/v2/{}/{kind}/{name}", image.repository);
     let mut get = |kind: &str, name: &str| -> Result<Asked, String> {
         let path = path(kind, name);
-        let first = proxy.through(&image.registry, &path, &fields)?;
-        if first.status == 401
-            && let Some(token) = token(proxy, &first)?
+        let first = proxy.through(&registry, &path, &fields)?;
+        if first.status() == 401
+            && let Some(token) = token(proxy, image, &first)?
         {
             fields = format!("{ACCEPT}Authorization: Bearer {token}\r\n");
-            return succeeded(proxy.through(&image.registry, &path, &fields)?);
+            return succeeded(proxy.through(&registry, &path, &fields)?);
         }
         succeeded(first)
     };
@@ -107,37 +112,23 @@ fn json(answer: &Asked) -> Result<Value, String> {
 }
 
 fn succeeded(answer: Asked) -> Result<Asked, String> {
-    if answer.status == 200 {
+    if answer.status() == 200 {
         return Ok(answer);
     }
     let body: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
     let why = body["errors"][0]["message"].as_str().unwrap_or("without a reason");
     // Somebody else's words, for a terminal: they can't look like ours.
     let why: String = why.chars().take(WORDS_MAX).collect();
-    Err(format!("{}: {why:?}", answer.status))
+    Err(format!("{}: {why:?}", answer.status()))
 }
 
 /// A token for nobody, as the challenge says; `None` where it is no Bearer challenge.
-fn token(proxy: &Proxy, answer: &Asked) -> Result<Option<String>, String> {
-    let Some(challenge) = answer.field("www-authenticate") else { return Ok(None) };
-    let part = |name: &str| {
-        let (_, rest) = challenge.split_once(&format!("{name}=\""))?;
-        rest.split_once('"').map(|(value, _)| value.replace([' ', '\r', '\n'], "%20"))
-    };
-    let Some(realm) = part("realm") else { return Ok(None) };
-    let realm = realm.strip_prefix("https://").ok_or("it wants tokens without TLS")?;
-    let (host, path) = realm.split_once('/').unwrap_or((realm, ""));
-    Host::parse(host.split(':').next().unwrap_or_default()).map_err(|error| error.to_string())?;
-    let join = if path.contains('?') { '&' } else { '?' };
-    let asked = ["service", "scope"].map(|name| match part(name) {
-        Some(value) => format!("{name}={value}&"),
-        None => String::new(),
-    });
-    let path = format!("/{path}{join}{}", asked.concat());
-    let answer = succeeded(proxy.through(host, path.trim_end_matches('&'), "")?)?;
-    let body: Value = serde_json::from_slice(&answer.body).map_err(|error| error.to_string())?;
-    let token = body["token"].as_str().or(body["access_token"].as_str());
-    Ok(token.filter(|token| token.bytes().all(|b| b.is_ascii_graphic())).map(str::to_owned))
+fn token(proxy: &Proxy, image: &Image, answer: &Asked) -> Result<Option<String>, String> {
+    let challenge = answer.field("www-authenticate").and_then(bearer_challenge);
+    let Some(challenge) = challenge else { return Ok(None) };
+    let url = challenge.url(&image.registry).ok_or("it wants tokens without TLS")?;
+    let answer = succeeded(proxy.through(&url.authority(), &url.target, "")?)?;
+    Ok(token_in(&answer.body))
 }
 
 #[cfg(test)]
@@ -156,7 +147,8 @@ mod tests {
             ("ghcr.io/app@sha256:ab", "ghcr.io", "app", "sha256:ab"),
         ] {
             let image = Image::parse(text).unwrap();
-            assert_eq!((&*image.registry, &*image.repository), (registry, repository), "{text}");
+            let found = (image.registry.authority(), image.repository);
+            assert_eq!(found, (registry.to_owned(), repository.to_owned()), "{text}");
             assert_eq!(image.reference, reference, "{text}");
         }
         for text in ["", "a b", "ghcr.io/", "app:", "x..y/app", "a\r\nb"] {

@@ -46,16 +46,15 @@ pub async fn send_file(
     offset: &mut u64,
     end: u64,
 ) -> Result<(), NetError> {
+    let encrypted = conn.tls().is_some();
+    let _mode = if encrypted { None } else { Some(NonBlocking::set(conn)?) };
     while *offset < end {
         let until = end.min(*offset + WINDOW);
         bring_in(conn, file, *offset, until).await?;
-        if conn.tls().is_some() {
+        if encrypted {
             send_encrypted(conn, file, offset, until).await?;
         } else {
-            let mode = NonBlocking::set(conn)?;
-            let sent = send_plain(conn, file, offset, until).await;
-            drop(mode);
-            sent?;
+            send_plain(conn, file, offset, until).await?;
         }
         if *offset < end {
             give_way().await;
@@ -64,9 +63,9 @@ pub async fn send_file(
     Ok(())
 }
 
-/// Has what is not in memory read on a helper thread, at most 1 MiB: what waits for a
-/// disk must not hold up the others on this core. What can't be read, whoever sends it is told. A
-/// disk that takes longer than the connection's patience is a [`NetError::File`], timed out.
+/// Has what is not in memory read on a helper thread, at most 1 MiB: what waits for a disk must not
+/// hold up the others on this core. What can't be read, whoever sends it is told. A disk that takes
+/// longer than the connection's patience is a [`NetError::File`], timed out.
 pub async fn bring_in(conn: &Conn, file: &File, from: u64, to: u64) -> Result<(), NetError> {
     let len = (to - from) as usize;
     let begun = Instant::now();

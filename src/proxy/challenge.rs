@@ -53,7 +53,7 @@ pub fn bearer_challenge(value: &str) -> Option<Challenge> {
 
 impl Challenge {
     /// Where the token is asked for. A realm that is less protected than the registry is none.
-    fn url(&self, registry: &Url) -> Option<Url> {
+    pub fn url(&self, registry: &Url) -> Option<Url> {
         let mut location = self.realm.clone();
         let parts = [("service", &self.service), ("scope", &self.scope)];
         for (name, value) in parts.iter().filter_map(|(name, value)| Some((name, value.as_ref()?)))
@@ -91,9 +91,14 @@ pub async fn anonymous_token(
     while !body.is_done() && bytes.len() < TOKEN_MAX {
         body.read(&fetched.conn, &mut bytes, TOKEN_MAX).await.ok()?;
     }
-    let token: Token = serde_json::from_slice(&bytes).ok()?;
+    token_in(&bytes).map(Some)
+}
+
+/// The token that a token server's answer holds, if it is one that a field can hold.
+pub fn token_in(body: &[u8]) -> Option<String> {
+    let token: Token = serde_json::from_slice(body).ok()?;
     let token = token.token.or(token.access_token)?;
-    token.bytes().all(|byte| byte.is_ascii_graphic()).then_some(Some(token))
+    token.bytes().all(|byte| byte.is_ascii_graphic()).then_some(token)
 }
 
 /// Percent-encodes what is not unreserved (RFC 3986, section 2.3).

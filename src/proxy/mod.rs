@@ -33,12 +33,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use self::answer::Reply;
+pub use self::challenge::{Challenge, bearer_challenge, token_in};
 pub use self::drain::{Drain, guarded};
 pub use self::own::{Pseudonym, refuse_own_parent};
 pub use self::prove::{Access, Asking};
 pub use self::record::RequestIds;
 pub use self::session::{linger, serve};
-use self::url::Url;
+pub use self::url::Url;
 pub use self::users::Users;
 use crate::cache::Cache;
 use crate::config::AccessLog;
