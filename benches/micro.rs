@@ -143,6 +143,9 @@ async fn fill(cache: &Cache, key: &Key) {
     let (mut fill, _reader) = lease.begin(Vec::new(), Some(1), None).await.expect("a fill");
     fill.append(b"x".to_vec()).await.expect("its byte");
     assert!(fill.commit().await.expect("an entry").kept);
+    // The first to find it has a helper bring it into memory.
+    let found = cache.lookup(key, NOBODY).await;
+    assert!(matches!(found, Ok(Lookup::Hit(_))), "no hit");
 }
 
 /// Keys are spread like hashes, and cost little to make.
