@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -245,6 +245,8 @@ pub struct Proxy {
     readers: Vec<thread::JoinHandle<()>>,
     ca: PathBuf,
     log_file: Option<PathBuf>,
+    /// The line that says where it listens, once it was there.
+    ready: OnceLock<String>,
     started: Instant,
 }
 
@@ -266,7 +268,8 @@ impl Proxy {
         };
         let stdout = collect(child.stdout.take().map(|pipe| Box::new(pipe) as _));
         let stderr = collect(child.stderr.take().map(|pipe| Box::new(pipe) as _));
-        Proxy { child, stdout, stderr, readers, ca, log_file: None, started }
+        let ready = OnceLock::new();
+        Proxy { child, stdout, stderr, readers, ca, log_file: None, ready, started }
     }
 
     fn join_output(&mut self) {
@@ -296,8 +299,11 @@ impl Proxy {
     }
 
     fn port(&self, name: &str) -> Option<SocketAddr> {
-        let lines = self.log();
-        let line = lines.iter().find(|line| line.contains("proxy") && line.contains("admin"))?;
+        if self.ready.get().is_none() {
+            let is_it = |line: &String| line.contains("proxy") && line.contains("admin");
+            let _ = self.ready.set(self.log().into_iter().find(is_it)?);
+        }
+        let line = self.ready.get()?;
         // `name=ADDRESS` in the text format, `"name":"ADDRESS"` in JSON.
         let (_, rest) = line
             .split_once(&format!("{name}="))
