@@ -16,7 +16,7 @@ use super::url::Url;
 use crate::config::AccessLog;
 use crate::http::{Fields, Host};
 use crate::policy::Reason;
-use crate::stats::{Finished, Names, Outcome};
+use crate::stats::{Finished, Names, Outcome, micros};
 
 /// The field that carries a request's id, to upstream and to the client.
 pub const REQUEST_ID: &str = "X-Request-Id";
@@ -344,11 +344,6 @@ fn said(outcome: Outcome) -> &'static str {
         Outcome::Refused => "rejected",
         Outcome::Own => "answered",
     }
-}
-
-/// As far as a line has room for it: half a million years.
-fn micros(time: Duration) -> u64 {
-    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// Whom a URL is for, and its path.

@@ -9,6 +9,11 @@ use hdrhistogram::Histogram;
 use super::names::Names;
 use super::{OUTCOMES, Outcome};
 
+/// Microseconds, as far as there is room for them: half a million years.
+pub fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}
+
 /// A request that has come to its end.
 pub struct Finished {
     /// What became of it.
@@ -118,8 +123,7 @@ impl Default for Times {
 
 impl Times {
     fn record(&mut self, time: Duration) {
-        let us = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
-        self.histogram.saturating_record(us);
+        self.histogram.saturating_record(micros(time));
         self.sum = self.sum.saturating_add(time);
     }
 

@@ -7,7 +7,7 @@ mod upstreams;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-pub use self::cores::{Core, Figures, Finished, Times};
+pub use self::cores::{Core, Figures, Finished, Times, micros};
 pub use self::metrics::{Dialect, Moment};
 pub use self::names::Names;
 pub use self::upstreams::Upstreams;
