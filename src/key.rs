@@ -1,10 +1,14 @@
 //! Names of stored bytes. A [`Key`] says which entry is meant; a [`Digest`] says what the bytes of
 //! that entry must hash to. They are different types and never mixed up: a key made from a URL
-//! promises nothing about the bytes.
+//! promises nothing about the bytes. An [`Image`] is what people call what they pull.
+
+mod image;
 
 use std::fmt;
 
 use sha2::{Digest as _, Sha256, Sha512};
+
+pub use self::image::{Image, NAME_MAX, Reference, Repository, TAG_MAX, is_name, is_tag};
 
 /// Hash functions the OCI image specification registers for digests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -14,6 +14,7 @@ use std::time::SystemTime;
 
 use self::ask::{Asked, Proxy};
 use crate::config::Config;
+use crate::key::Image;
 
 /// How far a clock may be off before leaf certificates, which begin a day early, are at risk.
 const CLOCK_WARN_SECS: u64 = 5 * 60;
@@ -89,7 +90,7 @@ pub fn examine(
     tell: &mut dyn FnMut(&Finding),
 ) -> Result<bool, String> {
     let proxy = named_proxy(config, options)?;
-    let image = options.image.as_deref().map(pull::Image::parse).transpose()?;
+    let image = options.image.as_deref().map(Image::parse).transpose()?;
     let mut well = true;
     let mut note = |finding: Finding| {
         well &= finding.state != State::Fail;

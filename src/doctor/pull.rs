@@ -6,7 +6,7 @@ use serde_json::Value;
 use super::ask::{Asked, Proxy};
 use super::{Finding, fail, ok};
 use crate::http::{Authority, Scheme};
-use crate::key::Digest;
+use crate::key::{Digest, Image};
 use crate::proxy::{Url, bearer_challenge, token_in};
 
 const ACCEPT: &str = "Accept: application/vnd.oci.image.index.v1+json, \
@@ -14,48 +14,11 @@ const ACCEPT: &str = "Accept: application/vnd.oci.image.index.v1+json, \
     application/vnd.docker.distribution.manifest.list.v2+json, \
     application/vnd.docker.distribution.manifest.v2+json\r\n";
 
-/// What an image's name stands for.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Image {
-    registry: Url,
-    repository: String,
-    /// A tag or a digest.
-    reference: String,
-}
-
-impl Image {
-    /// Reads it as Docker does: without a registry it is one of Docker Hub.
-    pub fn parse(text: &str) -> Result<Image, String> {
-        let strange = || format!("{text:?} is no image: name it like ghcr.io/org/app:1.2");
-        let known = |c: char| c.is_ascii_alphanumeric() || "._-/:@[]".contains(c);
-        let (name, reference) = match (text.split_once('@'), text.rsplit_once(':')) {
-            (Some((name, digest)), _) => (name, digest),
-            (None, Some((name, tag))) if !tag.contains('/') => (name, tag),
-            _ => (text, "latest"),
-        };
-        let (first, rest) = name.split_once('/').unwrap_or(("", name));
-        let (registry, repository) = match first {
-            "docker.io" | "" => ("registry-1.docker.io", rest),
-            first if first.contains(['.', ':']) || first == "localhost" => (first, rest),
-            _ => ("registry-1.docker.io", name),
-        };
-        if !text.chars().all(known) || repository.is_empty() || reference.is_empty() {
-            return Err(strange());
-        }
-        let Authority { host, port } = Authority::parse(registry).map_err(|_| strange())?;
-        let official = registry == "registry-1.docker.io" && !repository.contains('/');
-        let repository = format!("{}{repository}", if official { "library/" } else { "" });
-        let (scheme, port) = (Scheme::Https, port.unwrap_or(443));
-        let registry = Url { scheme, host, port, target: "/".into() };
-        Ok(Image { registry, repository, reference: reference.to_owned() })
-    }
-}
-
 /// Pulls, and pulls again: the second answer has to come from the cache.
 pub fn try_twice(proxy: &Proxy, image: &Image) -> Finding {
     let what = "pull";
-    let registry = image.registry.authority();
-    let shown = format!("{registry}/{}:{}", image.repository, image.reference);
+    let registry = image.repository.authority();
+    let shown = image.to_string();
     match pull(proxy, image) {
         Ok(true) => ok(what, format!("{shown} goes through the proxy, and comes from its cache")),
         Ok(false) => fail(
@@ -75,21 +38,21 @@ pub fn try_twice(proxy: &Proxy, image: &Image) -> Finding {
 const WORDS_MAX: usize = 300;
 
 fn pull(proxy: &Proxy, image: &Image) -> Result<bool, String> {
-    let registry = image.registry.authority();
+    let registry = image.repository.authority();
     let mut fields = ACCEPT.to_owned();
-    let path = |kind: &str, name: &str| format!("/v2/{}/{kind}/{name}", image.repository);
+    let path = |kind: &str, name: &str| format!("/v2/{}/{kind}/{name}", image.repository.name());
     let mut get = |kind: &str, name: &str| -> Result<Asked, String> {
         let path = path(kind, name);
-        let first = proxy.through(&registry, &path, &fields)?;
+        let first = proxy.through(registry, &path, &fields)?;
         if first.status() == 401
             && let Some(token) = token(proxy, image, &first)?
         {
             fields = format!("{ACCEPT}Authorization: Bearer {token}\r\n");
-            return succeeded(proxy.through(&registry, &path, &fields)?);
+            return succeeded(proxy.through(registry, &path, &fields)?);
         }
         succeeded(first)
     };
-    let mut manifest = json(&get("manifests", &image.reference)?)?;
+    let mut manifest = json(&get("manifests", &image.reference.to_string())?)?;
     if let Some(first) = digest(&manifest["manifests"][0])? {
         manifest = json(&get("manifests", first)?)?;
     }
@@ -126,33 +89,11 @@ fn succeeded(answer: Asked) -> Result<Asked, String> {
 fn token(proxy: &Proxy, image: &Image, answer: &Asked) -> Result<Option<String>, String> {
     let challenge = answer.field("www-authenticate").and_then(bearer_challenge);
     let Some(challenge) = challenge else { return Ok(None) };
-    let url = challenge.url(&image.registry).ok_or("it wants tokens without TLS")?;
+    let registry = Authority::parse(image.repository.authority());
+    let Authority { host, port } = registry.map_err(|error| error.to_string())?;
+    let (scheme, port) = (Scheme::Https, port.unwrap_or(443));
+    let registry = Url { scheme, host, port, target: "/".into() };
+    let url = challenge.url(&registry).ok_or("it wants tokens without TLS")?;
     let answer = succeeded(proxy.through(&url.authority(), &url.target, "")?)?;
     Ok(token_in(&answer.body))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn images_are_named_as_docker_names_them() {
-        let hub = "registry-1.docker.io";
-        for (text, registry, repository, reference) in [
-            ("alpine", hub, "library/alpine", "latest"),
-            ("docker.io/org/app:1", hub, "org/app", "1"),
-            ("org/app", hub, "org/app", "latest"),
-            ("ghcr.io/org/app:1.2", "ghcr.io", "org/app", "1.2"),
-            ("lab.test:5000/app", "lab.test:5000", "app", "latest"),
-            ("ghcr.io/app@sha256:ab", "ghcr.io", "app", "sha256:ab"),
-        ] {
-            let image = Image::parse(text).unwrap();
-            let found = (image.registry.authority(), image.repository);
-            assert_eq!(found, (registry.to_owned(), repository.to_owned()), "{text}");
-            assert_eq!(image.reference, reference, "{text}");
-        }
-        for text in ["", "a b", "ghcr.io/", "app:", "x..y/app", "a\r\nb"] {
-            assert!(Image::parse(text).is_err(), "{text:?}");
-        }
-    }
 }

@@ -3,14 +3,7 @@
 use std::fmt;
 
 use crate::http::{Host, Scheme};
-use crate::key::{Algorithm, Digest, Hasher};
-
-/// Bytes of a repository's name at most. Docker and the specification's clients stop at 255 with
-/// the host included.
-const NAME_MAX: usize = 255;
-
-/// Bytes of a tag at most, as the specification has it.
-const TAG_MAX: usize = 128;
+use crate::key::{Algorithm, Digest, Hasher, is_name, is_tag};
 
 /// Half a SHA-256: what rows are found by.
 pub type Short = [u8; 16];
@@ -147,27 +140,10 @@ fn last_half(bytes: &[u8]) -> Short {
     first_half(bytes.get(16..).unwrap_or_default())
 }
 
-/// The specification's grammar, but for capitals, which some registries have, and for which
-/// separators may follow each other.
-fn is_name(name: &str) -> bool {
-    let edge = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_alphanumeric);
-    let inside = |byte: &u8| byte.is_ascii_alphanumeric() || b"._-".contains(byte);
-    name.len() <= NAME_MAX
-        && name.split('/').map(str::as_bytes).all(|segment| {
-            edge(segment.first()) && edge(segment.last()) && segment.iter().all(inside)
-        })
-}
-
-fn is_tag(tag: &str) -> bool {
-    let begins = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
-    tag.len() <= TAG_MAX
-        && tag.bytes().next().is_some_and(begins)
-        && tag.bytes().all(|byte| begins(byte) || byte == b'.' || byte == b'-')
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::key::{NAME_MAX, TAG_MAX};
 
     const HEX: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 
