@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use monoio::{IoUringDriver, LegacyDriver, RuntimeBuilder};
 use socket2::Socket;
@@ -40,7 +40,7 @@ use crate::http::HeadLimits;
 use crate::net::{Ca, CaError, DialOptions, Dialer, Ktls, Resolver, UpstreamTls, race};
 use crate::policy::{Listeners, Policy};
 use crate::proxy::{self, Access, Asking, Drain, Limits, Pseudonym, RequestIds, Users, Worker};
-use crate::stats::Stats;
+use crate::stats::{SAMPLE, Stats};
 use crate::sys;
 
 /// Descriptors of our own: rings, listeners, logs, idle upstream connections.
@@ -389,6 +389,7 @@ async fn run(
     }
     if let Some(listener) = admin {
         monoio::spawn(save_now_and_then(shared.access.clone()));
+        monoio::spawn(keep_history(Arc::clone(&shared.stats)));
         let most = shared.config.limits.max_admin_connections;
         let admin = Rc::new(admin_of(shared, &drain, driver));
         accepting.push(monoio::spawn(accept_admin(admin, listener, most)));
@@ -430,6 +431,13 @@ async fn save_now_and_then(access: Option<Arc<Access>>) {
         monoio::time::sleep(SAVE).await;
         let access = Arc::clone(&access);
         let _ = monoio::spawn_blocking(move || access.save()).await;
+    }
+}
+
+async fn keep_history(stats: Arc<Stats>) {
+    loop {
+        monoio::time::sleep(SAMPLE).await;
+        stats.history.take(Instant::now(), &stats.totals());
     }
 }
 

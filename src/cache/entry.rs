@@ -128,6 +128,8 @@ pub struct Entry {
     filler: Filler,
     /// Those who wait for its fill, and whose client is there for all one knows.
     pub(super) followers: AtomicUsize,
+    /// What its fill is called, for people, and when it began.
+    pub(super) label: OnceLock<(Box<str>, SystemTime)>,
     shared: Mutex<Shared>,
 }
 
@@ -152,7 +154,8 @@ impl Entry {
 
     fn with(key: Key, filler: Filler, phase: Phase) -> Arc<Entry> {
         let shared = Shared { phase, waiting: Vec::new(), vacant: Vec::new(), doomed: false };
-        Arc::new(Entry { key, filler, followers: AtomicUsize::new(0), shared: Mutex::new(shared) })
+        let (followers, label, shared) = (AtomicUsize::new(0), OnceLock::new(), Mutex::new(shared));
+        Arc::new(Entry { key, filler, followers, label, shared })
     }
 
     /// What names this entry.

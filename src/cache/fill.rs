@@ -49,6 +49,11 @@ impl Lease {
         Lease { cache, entry, slot: Some(slot) }
     }
 
+    /// Names what is filled, for people: a label that is opaque here.
+    pub fn label(&self, label: String) {
+        let _ = self.entry.label.set((label.into(), SystemTime::now()));
+    }
+
     /// Says that the answer will not be stored: those who wait ask upstream themselves.
     pub fn decline(mut self) {
         self.end(Phase::Declined);

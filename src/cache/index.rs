@@ -99,6 +99,11 @@ impl Index {
         self.fills.len()
     }
 
+    /// The fills in progress.
+    pub(super) fn fills(&self) -> impl Iterator<Item = &Arc<Entry>> {
+        self.fills.values()
+    }
+
     /// Finds `key`; a stored entry becomes the most recently used.
     pub(super) fn lookup(&mut self, key: &Key, now_ms: u64) -> Found {
         if let Some(at) = self.position(key) {

@@ -15,6 +15,7 @@ mod fill;
 mod index;
 mod janitor;
 mod reader;
+mod running;
 mod verify;
 
 use std::io;
@@ -33,9 +34,10 @@ pub use self::fill::{Committed, Fill, Lease};
 use self::index::{Found, Index};
 use self::janitor::Janitor;
 pub use self::reader::{NoHead, Reader, Seen, Span};
+pub use self::running::Running;
 pub use self::verify::{Progress, Report, verify};
 use crate::key::{Algorithm, Hasher, Key};
-use crate::stats::Stats;
+use crate::stats::{Event, Stats};
 
 /// How often last uses are written to disk: what a killed process forgets of its recency.
 const TOUCH_INTERVAL: Duration = Duration::from_secs(5);
@@ -439,6 +441,8 @@ impl Inner {
                 Stats::add(&self.stats.errors, 1);
                 if !self.ailing.swap(true, Ordering::Relaxed) {
                     tracing::error!(%error, "caching fails: answers pass uncached");
+                    let message = format!("caching fails: answers pass uncached: {error}");
+                    self.stats.errors_seen.push(Event::new("cache", message));
                 }
             }
         }

@@ -92,6 +92,7 @@ impl Answer {
         with_body: bool,
     ) -> Result<(), NetError> {
         let body = self.body(client.record.id().as_str());
+        client.record.failed(&self.message);
         let (status, extra) = (self.status, self.extra);
         let reply = Reply { status, kind: "application/json", body: &body, extra };
         reply.send_to(client, version, keep_alive, with_body).await
@@ -102,6 +103,7 @@ impl Answer {
         let record = &client.record;
         let id = record.id();
         let body = self.body(id.as_str());
+        record.failed(&self.message);
         record.answered(self.status);
         let words: String =
             self.message.chars().map(|c| if c.is_ascii_graphic() { c } else { ' ' }).collect();

@@ -277,6 +277,7 @@ async fn miss(
     lease: Lease,
     why: Why,
 ) -> Result<(), End> {
+    lease.label(format!("{}{}", request.url.authority(), request.url.path()));
     let recipe = request.recipe();
     let fetched = match recipe.fetch(worker, None).await {
         Ok(fetched) => fetched,

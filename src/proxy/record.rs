@@ -16,7 +16,7 @@ use super::url::Url;
 use crate::config::AccessLog;
 use crate::http::{Fields, Host};
 use crate::policy::Reason;
-use crate::stats::{Finished, Names, Outcome, micros};
+use crate::stats::{Event, Finished, Names, Outcome, micros};
 
 /// The field that carries a request's id, to upstream and to the client.
 pub const REQUEST_ID: &str = "X-Request-Id";
@@ -167,6 +167,21 @@ impl Why {
             Why::ForUs => "for-us",
         }
     }
+
+    /// Whether somebody may wonder why the cache did not have it: no pass that is one by its
+    /// method or path.
+    fn is_missed(self, outcome: Outcome) -> bool {
+        match (outcome, self) {
+            (Outcome::Miss | Outcome::Joined, _) => true,
+            (Outcome::Passed, Why::Head) => false,
+            (Outcome::Passed, Why::Rule(reason)) => !matches!(
+                reason,
+                Reason::CacheOff | Reason::Method | Reason::Pattern | Reason::RequestBody
+            ),
+            (Outcome::Passed, _) => true,
+            _ => false,
+        }
+    }
 }
 
 /// What is known of the request that a client is being answered. Sessions are strictly one request
@@ -181,6 +196,8 @@ pub struct Record {
     first_byte: Cell<Option<Duration>>,
     sent: Cell<u64>,
     upstream: RefCell<Option<Host>>,
+    /// What the client was told that failed.
+    message: RefCell<String>,
     /// The slot of the host that was asked for last.
     slot: RefCell<Option<(Host, usize)>>,
 }
@@ -198,6 +215,7 @@ impl Record {
             first_byte: Cell::new(None),
             sent: Cell::new(0),
             upstream: RefCell::new(None),
+            message: RefCell::default(),
             slot: RefCell::new(None),
         }
     }
@@ -214,6 +232,9 @@ impl Record {
         self.sent.set(0);
         if self.upstream.borrow().is_some() {
             self.upstream.replace(None);
+        }
+        if !self.message.borrow().is_empty() {
+            self.message.take();
         }
     }
 
@@ -240,6 +261,11 @@ impl Record {
         self.first_byte.set(Some(self.started.get().elapsed()));
     }
 
+    /// What the answer says that failed.
+    pub fn failed(&self, message: &str) {
+        self.message.replace(message.to_owned());
+    }
+
     /// Bytes of the answer's body were sent.
     pub fn sent(&self, bytes: u64) {
         self.sent.set(self.sent.get() + bytes);
@@ -264,18 +290,48 @@ impl Record {
                 whole: took,
             });
         }
-        let failed = || {
-            let status = self.status.get();
-            !whole
-                || self.outcome.get() == Outcome::Refused
-                || status.is_none_or(|status| status >= 500)
-        };
+        let outcome = self.outcome.get();
+        let failed = !whole
+            || outcome == Outcome::Refused
+            || self.status.get().is_none_or(|status| status >= 500);
+        if failed && self.why.get() != Why::Unauthenticated {
+            worker.stats.errors_seen.push(self.event(client, asked, whole));
+        }
+        if self.why.get().is_missed(outcome) {
+            worker.stats.misses_seen.push(self.event(client, asked, whole));
+        }
         match worker.access_log {
             AccessLog::On => {}
-            AccessLog::Errors if failed() => {}
+            AccessLog::Errors if failed => {}
             AccessLog::Errors | AccessLog::Off => return,
         }
         self.write(client, asked, whole, took);
+    }
+
+    /// The request for people who look.
+    #[inline(never)]
+    fn event(&self, client: IpAddr, asked: Option<(&Host, &str)>, whole: bool) -> Event {
+        let message = match &**self.message.borrow() {
+            "" if !whole => "broken off: the answer did not reach the client whole".to_owned(),
+            message => message.to_owned(),
+        };
+        Event {
+            client: Some(client),
+            host: text(asked.map(|(host, _)| host)).into_owned(),
+            path: self.shown_path(asked).to_owned(),
+            status: self.status.get(),
+            request_id: self.id.get().as_str().to_owned(),
+            ..Event::new(self.why.get().name(), message)
+        }
+    }
+
+    /// The path as far as a log may have it. A redirect can lead a client to one that is a token:
+    /// shown are those of registries, and those that are for the cache.
+    fn shown_path<'a>(&self, asked: Option<(&Host, &'a str)>) -> &'a str {
+        let is_candidate =
+            matches!(self.outcome.get(), Outcome::Hit | Outcome::Miss | Outcome::Joined);
+        let path = asked.map(|(_, path)| path);
+        path.filter(|path| is_candidate || path.starts_with("/v2/")).unwrap_or("-")
     }
 
     /// The slot of a host's figures. One that has not answered gets none of its own.
@@ -299,18 +355,13 @@ impl Record {
     #[inline(never)]
     fn write(&self, client: IpAddr, asked: Option<(&Host, &str)>, whole: bool, took: Duration) {
         let outcome = self.outcome.get();
-        let candidate = matches!(outcome, Outcome::Hit | Outcome::Miss | Outcome::Joined);
-        // A redirect can lead a client to a path that is a token: shown are those of registries,
-        // and those that are for the cache.
-        let path = asked.map(|(_, path)| path);
-        let path = path.filter(|path| candidate || path.starts_with("/v2/")).unwrap_or("-");
         let upstream = self.upstream.borrow();
         tracing::info!(
             target: "access",
             message = said(outcome),
             %client,
             host = &*text(asked.map(|(host, _)| host)),
-            path,
+            path = self.shown_path(asked),
             size = self.size.get(),
             status = self.status.get(),
             outcome = outcome.as_str(),

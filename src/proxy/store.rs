@@ -7,12 +7,13 @@ use std::time::{Duration, Instant};
 
 use super::exchange::Request;
 use super::fetch::{FetchError, Fetched, Recipe};
+use super::record::REQUEST_ID;
 use super::{Worker, prove};
 use crate::cache::{CacheError, Committed, Failure, Fill};
 use crate::http::{Fields, ResponseHead, range};
 use crate::key::Digest;
 use crate::net::{BodyReader, NetError};
-use crate::stats::Stats;
+use crate::stats::{Event, Stats};
 
 /// Bytes read from upstream at most before they are written.
 const CHUNK: usize = 256 * 1024;
@@ -60,6 +61,9 @@ pub async fn store(
         Err(why) => {
             Stats::add(&worker.stats.errors, 1);
             tracing::warn!(%host, %path, %why, "fill failed");
+            let request_id = recipe.fields.get_str(REQUEST_ID).unwrap_or_default().to_owned();
+            let event = Event::new("fill-failed", why.to_string());
+            worker.stats.errors_seen.push(Event { host, path, request_id, ..event });
         }
     }
 }

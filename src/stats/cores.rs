@@ -66,6 +66,11 @@ impl Core {
         }
     }
 
+    /// The bytes of answers with this outcome.
+    pub fn bytes(&self, outcome: Outcome) -> u64 {
+        self.figures().bytes(outcome)
+    }
+
     fn figures(&self) -> MutexGuard<'_, Figures> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -1,15 +1,19 @@
 //! Counters and times of the whole process; nothing here is ever reset.
 
 mod cores;
+mod history;
 mod metrics;
 mod names;
+mod recent;
 mod upstreams;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 pub use self::cores::{Core, Figures, Finished, Times, micros};
+pub use self::history::{History, SAMPLE, Sample, Totals};
 pub use self::metrics::{Dialect, Moment};
 pub use self::names::Names;
+pub use self::recent::{Event, Recent};
 pub use self::upstreams::Upstreams;
 
 /// What became of a request.
@@ -71,6 +75,12 @@ macro_rules! counters {
             pub hosts: Names,
             /// What is seen of upstreams.
             pub upstreams: Upstreams,
+            /// What was counted over time.
+            pub history: History,
+            /// The last misses.
+            pub misses_seen: Recent,
+            /// The last errors.
+            pub errors_seen: Recent,
             cores: Box<[Core]>,
         }
 
@@ -180,6 +190,24 @@ impl Stats {
     /// The figures of one worker.
     pub fn core(&self, worker: usize) -> Option<&Core> {
         self.cores.get(worker)
+    }
+
+    /// Bytes to clients that upstream did not send.
+    pub fn saved(&self) -> u64 {
+        let saved = |core: &Core| core.bytes(Outcome::Hit) + core.bytes(Outcome::Joined);
+        self.cores.iter().map(saved).sum()
+    }
+
+    /// Where the counters of the history stand.
+    pub fn totals(&self) -> Totals {
+        let value = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Totals {
+            hits: value(&self.hits),
+            misses: value(&self.misses),
+            to_clients: value(&self.bytes_to_clients),
+            from_upstream: value(&self.bytes_from_upstream),
+            saved: self.saved(),
+        }
     }
 
     /// Those of all workers together.
