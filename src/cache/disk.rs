@@ -63,6 +63,8 @@ pub(super) struct Seen {
     pub key: Key,
     pub size: u64,
     pub used_ms: u64,
+    /// As far as the file system says: the `.meta` knows for certain.
+    pub stored_ms: u64,
 }
 
 /// The cache directory, locked for this process.
@@ -197,13 +199,7 @@ impl Disk {
     pub(super) fn load(&self, key: &Key) -> io::Result<Loaded> {
         let path = self.path(key);
         let file = File::open(&path)?;
-        let meta_file = File::open(meta_path(&path))?;
-        let mut reader = BufReader::new(meta_file.take(META_MAX));
-        let mut line = Vec::new();
-        reader.read_until(b'\n', &mut line)?;
-        let meta: Meta = serde_json::from_slice(&line)?;
-        let mut head = Vec::new();
-        reader.read_to_end(&mut head)?;
+        let (meta, head) = read_meta(&path)?;
         let found = file.metadata()?;
         if fs::metadata(&path)?.ino() != found.ino() {
             return Err(io::Error::new(io::ErrorKind::Interrupted, "replaced while it was opened"));
@@ -223,6 +219,24 @@ impl Disk {
                 format!("{}: length or .meta do not agree", path.display()),
             )),
         }
+    }
+
+    /// What lies beside a body: when it was stored, and its head.
+    pub(super) fn describe(&self, key: &Key) -> io::Result<(SystemTime, Vec<u8>)> {
+        let (meta, head) = read_meta(&self.path(key))?;
+        let stored = humantime::parse_rfc3339(&meta.stored).map_err(io::Error::other)?;
+        Ok((stored, head))
+    }
+
+    /// A body of at most `max` bytes.
+    pub(super) fn read(&self, key: &Key, max: u64) -> io::Result<Vec<u8>> {
+        let file = self.open_body(key)?;
+        if file.metadata()?.len() > max {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        let mut body = Vec::new();
+        file.take(max).read_to_end(&mut body)?;
+        Ok(body)
     }
 
     /// Removes an entry's files; readers keep what they have open.
@@ -261,7 +275,8 @@ impl Disk {
                 let Ok(metadata) = found.metadata() else { continue };
                 if metadata.is_file() {
                     let used = metadata.modified().unwrap_or(UNIX_EPOCH);
-                    each(Seen { key, size: metadata.len(), used_ms: millis(used) });
+                    let stored_ms = millis(metadata.created().unwrap_or(used));
+                    each(Seen { key, size: metadata.len(), used_ms: millis(used), stored_ms });
                 }
             }
             // Where somebody else has the lock they may belong to a commit of his.
@@ -357,6 +372,16 @@ fn key_of(folder: &str, name: &str) -> Option<Key> {
             Digest::Sha512(_) => None,
         },
     }
+}
+
+/// Beside this body.
+fn read_meta(body: &Path) -> io::Result<(Meta, Vec<u8>)> {
+    let mut reader = BufReader::new(File::open(meta_path(body))?.take(META_MAX));
+    let mut line = Vec::new();
+    reader.read_until(b'\n', &mut line)?;
+    let mut head = Vec::new();
+    reader.read_to_end(&mut head)?;
+    Ok((serde_json::from_slice(&line)?, head))
 }
 
 fn meta_path(body: &Path) -> PathBuf {

@@ -272,6 +272,7 @@ impl Fill {
         let (inner, body, at) = (Arc::clone(&self.cache.inner), Arc::clone(&self.body), self.at);
         let write = move || {
             if more > 0 {
+                inner.fits_beside_pins(at.saturating_add(more))?;
                 inner.shrink();
                 inner.make_room(more)?;
             }

@@ -2,9 +2,10 @@
 //!
 //! One value behind one mutex (in [`super::Cache`]), never held across an await. A stored entry
 //! costs one [`Node`] and about six bytes of table, so a million fit in a hundred megabytes. The
-//! nodes form a list by last use; *touched* ones have a last use that the disk does not know yet.
+//! nodes form a list by last use, but for *pinned* ones, which never go by themselves; *touched*
+//! ones have a last use that the disk does not know yet.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 
@@ -12,6 +13,7 @@ use hashbrown::HashTable;
 
 use super::entry::Entry;
 use super::evict;
+use super::survey::Held;
 use crate::key::Key;
 
 /// Touched entries remembered between two flushes; beyond it the newest use of some stays unsaved.
@@ -39,8 +41,13 @@ struct Node {
     newer: u32,
     older: u32,
     open: Option<Arc<Entry>>,
+    /// Seconds since 1970.
+    stored_s: u32,
+    /// Times it was found since the start.
+    hits: u32,
     recent: bool,
     touched: bool,
+    pinned: bool,
 }
 
 /// The index. Sizes are bytes of bodies.
@@ -57,6 +64,9 @@ pub(super) struct Index {
     open: VecDeque<u32>,
     open_max: usize,
     touched: Vec<u32>,
+    /// What is pinned, be it there or not.
+    pins: HashSet<Key>,
+    pinned: u64,
 }
 
 impl Index {
@@ -75,6 +85,8 @@ impl Index {
             open: VecDeque::new(),
             open_max,
             touched: Vec::new(),
+            pins: HashSet::new(),
+            pinned: 0,
         }
     }
 
@@ -92,6 +104,11 @@ impl Index {
     /// Bytes stored.
     pub(super) fn stored(&self) -> u64 {
         self.stored
+    }
+
+    /// Bytes stored that are pinned.
+    pub(super) fn pinned(&self) -> u64 {
+        self.pinned
     }
 
     /// Fills in progress.
@@ -147,9 +164,11 @@ impl Index {
         }
     }
 
-    /// [`Index::doom_fill`] for all of them.
-    pub(super) fn doom_fills(&mut self) {
-        for (_, entry) in self.fills.drain() {
+    /// [`Index::doom_fill`] for all of them, but those of pinned keys where these are spared.
+    pub(super) fn doom_fills(&mut self, spare_pinned: bool) {
+        let pins = &self.pins;
+        let doomed = |key: &Key, _: &mut Arc<Entry>| !spare_pinned || !pins.contains(key);
+        for (_, entry) in self.fills.extract_if(doomed) {
             entry.doom();
         }
     }
@@ -182,7 +201,7 @@ impl Index {
     /// Puts an entry in as the most recently used. Replaces one of the same key.
     pub(super) fn insert(&mut self, key: Key, size: u64, now_ms: u64, open: Option<Arc<Entry>>) {
         self.remove(&key);
-        let at = self.put(key, size, now_ms);
+        let at = self.put(key, size, now_ms, now_ms);
         self.link_newest(at);
         if let Some(entry) = open {
             self.keep_open(at, entry);
@@ -190,11 +209,51 @@ impl Index {
     }
 
     /// Puts an entry in as the least recently used, unless its key is there already.
-    pub(super) fn insert_oldest(&mut self, key: Key, size: u64, used_ms: u64) {
+    pub(super) fn insert_oldest(&mut self, key: Key, size: u64, used_ms: u64, stored_ms: u64) {
         if !self.contains(&key) {
-            let at = self.put(key, size, used_ms);
+            let at = self.put(key, size, used_ms, stored_ms);
             self.link_oldest(at);
         }
+    }
+
+    /// Keeps `key` from being evicted, whether it is there or yet to come.
+    pub(super) fn pin(&mut self, key: &Key) {
+        if !self.pins.insert(key.clone()) {
+            return;
+        }
+        if let Some(at) = self.position(key) {
+            self.unlink(at);
+            let Some(node) = self.node_mut(at) else { return };
+            node.pinned = true;
+            self.pinned += self.node(at).map_or(0, |node| node.size);
+        }
+    }
+
+    /// Lets `key` be evicted again, after whatever else may be.
+    pub(super) fn unpin(&mut self, key: &Key) {
+        self.pins.remove(key);
+        let Some(at) = self.position(key) else { return };
+        let Some(node) = self.node_mut(at).filter(|node| node.pinned) else { return };
+        node.pinned = false;
+        self.pinned -= self.node(at).map_or(0, |node| node.size);
+        self.link_newest(at);
+    }
+
+    /// What is known of `key`, where it is stored; does not count as a use.
+    pub(super) fn held(&self, key: &Key) -> Option<Held> {
+        self.position(key).and_then(|at| self.node(at)).map(Node::held)
+    }
+
+    /// Shows what is stored at `count` places from `from` on; whether there are more.
+    pub(super) fn show(
+        &self,
+        from: usize,
+        count: usize,
+        each: &mut impl FnMut(&Key, Held),
+    ) -> bool {
+        let places = self.nodes.iter().skip(from).take(count);
+        places.flatten().for_each(|node| each(&node.key, node.held()));
+        from.saturating_add(count) < self.nodes.len()
     }
 
     /// Keeps the opened `entry` of a stored key for the next request.
@@ -217,7 +276,7 @@ impl Index {
         self.vacant.clear();
         self.open.clear();
         self.touched.clear();
-        (self.newest, self.oldest, self.stored) = (NONE, NONE, 0);
+        (self.newest, self.oldest, self.stored, self.pinned) = (NONE, NONE, 0, 0);
         keys
     }
 
@@ -234,8 +293,9 @@ impl Index {
             .collect()
     }
 
-    fn put(&mut self, key: Key, size: u64, used_ms: u64) -> u32 {
+    fn put(&mut self, key: Key, size: u64, used_ms: u64, stored_ms: u64) -> u32 {
         let hash = self.hasher.hash_one(&key);
+        let pinned = self.pins.contains(&key);
         let node = Node {
             key,
             size,
@@ -243,8 +303,11 @@ impl Index {
             newer: NONE,
             older: NONE,
             open: None,
+            stored_s: u32::try_from(stored_ms / 1000).unwrap_or(u32::MAX),
+            hits: 0,
             recent: false,
             touched: false,
+            pinned,
         };
         let at = match self.vacant.pop() {
             Some(at) => {
@@ -257,6 +320,7 @@ impl Index {
             }
         };
         self.stored = self.stored.saturating_add(size);
+        self.pinned += if pinned { size } else { 0 };
         self.table.insert_unique(hash, at, hash_at(&self.hasher, &self.nodes));
         at
     }
@@ -270,6 +334,7 @@ impl Index {
         }
         self.vacant.push(at);
         self.stored = self.stored.saturating_sub(node.size);
+        self.pinned -= if node.pinned { node.size } else { 0 };
         Some(node)
     }
 
@@ -294,6 +359,7 @@ impl Index {
         let room = self.touched.len() < TOUCHED_MAX;
         let Some(node) = self.node_mut(at) else { return };
         node.used_ms = now_ms;
+        node.hits = node.hits.saturating_add(1);
         node.recent = true;
         if room && !node.touched {
             node.touched = true;
@@ -320,8 +386,9 @@ impl Index {
         }
     }
 
+    /// Nothing for a pinned one, which is in no list; so is linking it.
     fn unlink(&mut self, at: u32) {
-        let Some(node) = self.node(at) else { return };
+        let Some(node) = self.node(at).filter(|node| !node.pinned) else { return };
         let (newer, older) = (node.newer, node.older);
         match self.node_mut(newer) {
             Some(node) => node.older = older,
@@ -334,6 +401,9 @@ impl Index {
     }
 
     fn link_newest(&mut self, at: u32) {
+        if self.node(at).is_none_or(|node| node.pinned) {
+            return;
+        }
         let was = std::mem::replace(&mut self.newest, at);
         match self.node_mut(was) {
             Some(node) => node.newer = at,
@@ -345,6 +415,9 @@ impl Index {
     }
 
     fn link_oldest(&mut self, at: u32) {
+        if self.node(at).is_none_or(|node| node.pinned) {
+            return;
+        }
         let was = std::mem::replace(&mut self.oldest, at);
         match self.node_mut(was) {
             Some(node) => node.older = at,
@@ -353,6 +426,13 @@ impl Index {
         if let Some(node) = self.node_mut(at) {
             (node.newer, node.older) = (was, NONE);
         }
+    }
+}
+
+impl Node {
+    fn held(&self) -> Held {
+        let Node { size, used_ms, hits, pinned, .. } = *self;
+        Held { size, used_ms, stored_ms: u64::from(self.stored_s) * 1000, hits, pinned }
     }
 }
 
@@ -398,9 +478,9 @@ mod tests {
     #[test]
     fn what_the_scan_finds_is_older_than_what_was_used_since() {
         let mut index = filled(&[(1, 10)]);
-        index.insert_oldest(key(2), 10, 5);
-        index.insert_oldest(key(3), 10, 4);
-        index.insert_oldest(key(1), 99, 0);
+        index.insert_oldest(key(2), 10, 5, 0);
+        index.insert_oldest(key(3), 10, 4, 0);
+        index.insert_oldest(key(1), 99, 0, 0);
         assert_eq!(index.stored(), 30);
         assert_eq!(index.shrink(0), [key(3), key(2), key(1)]);
     }
@@ -439,6 +519,27 @@ mod tests {
         assert!(matches!(index.lookup(&key(1), 0), Found::Filling(_)));
         index.end_fill(&second);
         assert!(matches!(index.lookup(&key(1), 0), Found::Absent));
+    }
+
+    #[test]
+    fn what_is_pinned_stays_whatever_is_evicted() {
+        let mut index = filled(&[(1, 10), (2, 10), (3, 10)]);
+        for n in [1, 3, 5] {
+            index.pin(&key(n));
+        }
+        index.insert(key(5), 7, 9, None);
+        index.insert_oldest(key(4), 10, 1, 0);
+        index.lookup(&key(3), 9);
+        assert_eq!((index.pinned(), index.stored()), (27, 47));
+        assert_eq!(index.evict(u64::MAX), [key(4), key(2)]);
+        assert_eq!(index.evict(u64::MAX), []);
+        index.unpin(&key(3));
+        index.unpin(&key(1));
+        index.insert(key(1), 4, 10, None);
+        assert_eq!((index.pinned(), index.stored()), (7, 21));
+        assert_eq!(index.evict(u64::MAX), [key(3), key(1)]);
+        assert_eq!(index.remove(&key(5)), Some(7));
+        assert_eq!((index.pinned(), index.stored()), (0, 0));
     }
 
     #[test]

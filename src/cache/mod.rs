@@ -15,7 +15,9 @@ mod fill;
 mod index;
 mod janitor;
 mod reader;
+mod removal;
 mod running;
+mod survey;
 mod verify;
 
 use std::io;
@@ -34,7 +36,9 @@ pub use self::fill::{Committed, Fill, Lease};
 use self::index::{Found, Index};
 use self::janitor::Janitor;
 pub use self::reader::{NoHead, Reader, Seen, Span};
+pub use self::removal::Removed;
 pub use self::running::Running;
+pub use self::survey::Held;
 pub use self::verify::{Progress, Report, verify};
 use crate::key::{Algorithm, Hasher, Key};
 use crate::stats::{Event, Stats};
@@ -42,10 +46,10 @@ use crate::stats::{Event, Stats};
 /// How often last uses are written to disk: what a killed process forgets of its recency.
 const TOUCH_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Entries the scan takes in before it gives its locks back, and for how long it does: whoever
-/// waits for one would get it at the end alone, if the scan were back for it at once.
-const SCAN_CHUNK: usize = 1024;
-const SCAN_PAUSE: Duration = Duration::from_micros(50);
+/// Entries that whoever goes through them all takes in before it gives its locks back, and for how
+/// long it does: whoever waits for one would get it at the end alone, if it were taken at once.
+const CHUNK: usize = 1024;
+const PAUSE: Duration = Duration::from_micros(50);
 
 /// Times a lookup starts over when the entry it found turns out damaged or just replaced.
 const LOOKUPS_MAX: usize = 4;
@@ -74,6 +78,9 @@ pub enum CacheError {
     /// No room, even after everything that may go is gone.
     #[error("no room: the file system of the cache has less than cache.min_free left")]
     Full,
+    /// No room beside what is pinned.
+    #[error("no room: what is pinned fills cache.max_size")]
+    Pinned,
     /// The body is larger than the whole cache may be.
     #[error("the body is larger than cache.max_size")]
     TooLarge,
@@ -136,15 +143,6 @@ pub enum NoLease {
     Crowded,
 }
 
-/// What was removed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Removed {
-    /// Entries.
-    pub count: usize,
-    /// Bytes of their bodies.
-    pub freed: u64,
-}
-
 /// Sizes at one moment.
 #[derive(Clone, Copy, Debug)]
 pub struct Sizes {
@@ -178,6 +176,8 @@ struct Inner {
     removed: AtomicBool,
     /// Whether the last attempt to store failed.
     ailing: AtomicBool,
+    /// Whether it was said that pins leave no room.
+    crowded_out: AtomicBool,
     stats: Arc<Stats>,
 }
 
@@ -196,6 +196,7 @@ impl Cache {
             filling: AtomicUsize::new(0),
             removed: AtomicBool::new(false),
             ailing: AtomicBool::new(false),
+            crowded_out: AtomicBool::new(false),
             stats,
             options,
         });
@@ -209,18 +210,19 @@ impl Cache {
         let result = self.inner.disk.scan(|found| seen.push(found));
         seen.sort_unstable_by_key(|found| std::cmp::Reverse(found.used_ms));
         self.inner.index().grow(seen.len());
-        for chunk in seen.chunks(SCAN_CHUNK) {
+        for chunk in seen.chunks(CHUNK) {
             let names = lock(&self.inner.names);
             let removed = self.inner.removed.load(Ordering::Acquire);
             let is_there = |found: &&disk::Seen| !removed || self.inner.disk.has_body(&found.key);
             let there: Vec<_> = chunk.iter().filter(is_there).collect();
             let mut index = self.inner.index();
             for found in there {
-                index.insert_oldest(found.key.clone(), found.size, found.used_ms);
+                let (size, used_ms) = (found.size, found.used_ms);
+                index.insert_oldest(found.key.clone(), size, used_ms, found.stored_ms);
             }
             drop(index);
             drop(names);
-            std::thread::sleep(SCAN_PAUSE);
+            std::thread::sleep(PAUSE);
         }
         self.inner.scanning.store(false, Ordering::Release);
         self.inner.shrink();
@@ -271,13 +273,6 @@ impl Cache {
         }
     }
 
-    /// Removes an entry, and keeps a fill in progress from being stored. Whether there was an
-    /// entry.
-    pub async fn remove(&self, key: &Key) -> Result<Option<u64>, CacheError> {
-        let (inner, key) = (Arc::clone(&self.inner), key.clone());
-        self.help(move || inner.remove(&key)).await?
-    }
-
     /// Takes in that a stored entry's file can't be read: it is removed, and fetched anew. One that
     /// the disk was too slow for stays.
     pub async fn drop_unreadable(&self, key: &Key, why: &CacheError) {
@@ -290,12 +285,6 @@ impl Cache {
         if let Err(error) = self.remove(key).await {
             tracing::debug!(key = %key.hex(), %error, "it can't be removed either");
         }
-    }
-
-    /// Removes everything; what is being transferred goes on.
-    pub async fn clear(&self) -> Result<Removed, CacheError> {
-        let inner = Arc::clone(&self.inner);
-        self.help(move || inner.clear()).await?
     }
 
     /// Hashes the first `len` bytes of a body again, on a helper thread.
@@ -437,6 +426,11 @@ impl Inner {
             }
             // Nothing is wrong with the cache.
             Err(CacheError::TooLarge) => {}
+            Err(error @ CacheError::Pinned) => {
+                if !self.crowded_out.swap(true, Ordering::Relaxed) {
+                    tracing::warn!("{error}: answers pass uncached");
+                }
+            }
             Err(error) => {
                 Stats::add(&self.stats.errors, 1);
                 if !self.ailing.swap(true, Ordering::Relaxed) {
@@ -463,12 +457,26 @@ impl Inner {
         }
     }
 
-    /// Whether `need` bytes would fit beside `cache.min_free` if everything stored went. Nothing is
-    /// given up for what would not fit all the same.
+    /// Whether `need` bytes would fit beside `cache.min_free` if everything stored went that may.
+    /// Nothing is given up for what would not fit all the same.
     fn has_room_for(&self, need: u64) -> Result<(), CacheError> {
+        self.fits_beside_pins(need)?;
         let wanted = need.saturating_add(self.options.min_free);
-        let could_be = self.disk.free()?.saturating_add(self.index().stored());
+        let may_go = {
+            let index = self.index();
+            index.stored().saturating_sub(index.pinned())
+        };
+        let could_be = self.disk.free()?.saturating_add(may_go);
         if could_be >= wanted { Ok(()) } else { Err(CacheError::Full) }
+    }
+
+    /// Whether a body of `len` bytes may be stored beside what is pinned.
+    fn fits_beside_pins(&self, len: u64) -> Result<(), CacheError> {
+        let pinned = self.index().pinned();
+        match pinned > 0 && pinned.saturating_add(len) > self.options.max_size {
+            true => Err(CacheError::Pinned),
+            false => Ok(()),
+        }
     }
 
     /// Evicts until the file system has `need` bytes beside `cache.min_free`.
@@ -484,45 +492,6 @@ impl Inner {
         if self.disk.free()? >= wanted { Ok(()) } else { Err(CacheError::Full) }
     }
 
-    fn remove(&self, key: &Key) -> Result<Option<u64>, CacheError> {
-        let _names = lock(&self.names);
-        let known = {
-            let mut index = self.index();
-            index.doom_fill(key);
-            index.remove(key)
-        };
-        // Before the scan is done the index does not know everything that is there.
-        let there = match known {
-            Some(size) => Some(size),
-            None => self.disk.load(key).ok().map(|loaded| loaded.len),
-        };
-        self.removed.store(true, Ordering::Release);
-        self.disk.remove(key)?;
-        Ok(there)
-    }
-
-    fn clear(&self) -> Result<Removed, CacheError> {
-        let names = lock(&self.names);
-        let keys = {
-            let mut index = self.index();
-            index.doom_fills();
-            index.clear()
-        };
-        let mut removal = Removal::default();
-        if self.scanning.load(Ordering::Acquire) {
-            // The names stay locked, so that the scan finds what is gone to be gone.
-            self.removed.store(true, Ordering::Release);
-            self.disk
-                .scan(|seen| removal.note(&seen.key, seen.size, self.disk.remove(&seen.key)))?;
-        } else {
-            drop(names);
-            for (key, size) in keys {
-                removal.note(&key, size, self.unlink(&key));
-            }
-        }
-        removal.end()
-    }
-
     /// Unlinks the files of what was taken out of the index, unless it has been stored again
     /// since.
     fn unlink(&self, key: &Key) -> io::Result<()> {
@@ -532,36 +501,6 @@ impl Inner {
         }
         self.removed.store(true, Ordering::Release);
         self.disk.remove(key)
-    }
-}
-
-/// What a removal of many came to. An entry that can't be removed keeps none of the others.
-#[derive(Default)]
-struct Removal {
-    count: usize,
-    freed: u64,
-    failed: Option<io::Error>,
-}
-
-impl Removal {
-    fn note(&mut self, key: &Key, size: u64, result: io::Result<()>) {
-        match result {
-            Ok(()) => {
-                self.count += 1;
-                self.freed += size;
-            }
-            Err(error) => {
-                tracing::warn!(key = %key.hex(), %error, "entry can't be removed");
-                self.failed.get_or_insert(error);
-            }
-        }
-    }
-
-    fn end(self) -> Result<Removed, CacheError> {
-        match self.failed {
-            Some(error) => Err(error.into()),
-            None => Ok(Removed { count: self.count, freed: self.freed }),
-        }
     }
 }
 
