@@ -81,6 +81,7 @@ impl Default for Proxy {
             users: None,
             deny_destinations: constants(NEVER_A_REGISTRY),
             connect_ports: constants(REGISTRY_PORTS),
+            watch_config: false,
         }
     }
 }

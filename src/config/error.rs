@@ -81,6 +81,10 @@ impl Places {
         self.0.insert(key.to_owned(), place);
     }
 
+    pub(super) fn forget(&mut self, key: &str) {
+        self.0.remove(key);
+    }
+
     pub(super) fn is_written(&self, key: &str) -> bool {
         self.0.contains_key(key)
     }

@@ -1,8 +1,9 @@
 //! The configuration: what the YAML file and the environment say, checked and typed.
 //!
 //! `tree` reads YAML to nodes that know their lines, `read` turns nodes and variables into a
-//! [`Config`], `value` holds the checks of single values, `print` writes a `Config` back as YAML.
-//! Nothing outside this folder sees YAML.
+//! [`Config`], `value` holds the checks of single values, `print` writes a `Config` back as YAML,
+//! `change` makes one configuration of another, `source` knows where it comes from. Nothing outside
+//! this folder sees YAML.
 //!
 //! Words: a *key* is the dotted path of a setting (`limits.header_size`), a *place* is where the
 //! key was written (a line of the file, a variable, or nowhere: the default).
@@ -12,6 +13,7 @@
 //! output, in [`Config::to_yaml`] or in an error.
 
 mod at;
+mod change;
 mod defaults;
 mod error;
 mod header;
@@ -21,6 +23,7 @@ mod pin;
 mod ports;
 mod print;
 mod read;
+mod source;
 mod tree;
 mod value;
 
@@ -33,8 +36,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnet::IpNet;
+use serde::Serialize;
 use zeroize::Zeroizing;
 
+pub use change::{FILE_ALONE, RESTART, differences};
 pub use error::ConfigError;
 use error::Places;
 pub use header::{HeaderField, HeaderRule, HeaderScope};
@@ -42,6 +47,7 @@ pub use parent::{Credentials, Direct, ParentProxy};
 pub use pattern::HostPattern;
 pub use pin::Pin;
 pub use ports::Ports;
+pub use source::Source;
 
 /// Where the configuration is looked for when nothing names a file.
 pub const DEFAULT_FILE: &str = "config.yaml";
@@ -99,6 +105,30 @@ impl Config {
         print::yaml(self)
     }
 
+    /// The same for JSON.
+    pub fn shown(&self) -> impl Serialize {
+        print::json(self)
+    }
+
+    /// This configuration with a document over it: a JSON Merge Patch (RFC 7396), written as JSON
+    /// or YAML. `null` takes a key back to its default, lists are replaced, mappings merged; hosts
+    /// and header names count by what they mean, not by how they are spelt.
+    ///
+    /// # Errors
+    /// As for [`Config::parse`].
+    pub fn patched(&self, document: &str) -> Result<Config, ConfigError> {
+        change::patched(self, document)
+    }
+
+    /// What of this configuration a process can take over that runs with `running`: the keys of
+    /// [`RESTART`] stay as they are. With those of them that differ.
+    ///
+    /// # Errors
+    /// Keys that do not go together.
+    pub fn beside(self, running: &Config) -> Result<(Config, Vec<&'static str>), ConfigError> {
+        change::beside(self, running)
+    }
+
     /// The hosts whose TLS is opened.
     pub fn intercepted(&self) -> impl Iterator<Item = &HostPattern> {
         // A rule for requests without TLS gives no reason to open any.
@@ -138,6 +168,8 @@ pub struct Proxy {
     pub deny_destinations: Vec<IpNet>,
     /// Ports that a CONNECT, a whole URL or a redirect may lead to; plain HTTP also to 80.
     pub connect_ports: Vec<Ports>,
+    /// Whether the file is read again whenever it changes.
+    pub watch_config: bool,
 }
 
 /// Key `tls`.

@@ -7,6 +7,7 @@ use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -62,6 +63,7 @@ pub(super) const SECTIONS: &[(&str, &[&str])] = &[
             "users",
             "deny_destinations",
             "connect_ports",
+            "watch_config",
         ],
     ),
     ("tls", &["cert_dir", "intercept", "constrain", "upstream_ca", "pins", "ktls"]),
@@ -91,26 +93,24 @@ type Env<'a> = &'a dyn Fn(&str) -> Option<String>;
 
 pub(super) fn load(file: Option<&Path>, env: Env) -> Result<Config, ConfigError> {
     let variable = |name: &str| env(name).filter(|value| !value.is_empty());
-    let (path, origin) = match (file, variable("CONFIG_FILE")) {
+    let (path, origin) = find(file, &variable);
+    let yaml = read_file(&path, origin)?;
+    parse(&path.to_string_lossy(), &yaml, &variable)
+}
+
+/// The file that is read, and who says so.
+pub(super) fn find(file: Option<&Path>, variable: Env) -> (PathBuf, Origin) {
+    match (file, variable("CONFIG_FILE")) {
         (Some(path), _) => (path.to_owned(), Origin::Argument),
         (None, Some(path)) => (PathBuf::from(path), Origin::Variable),
         (None, None) => (PathBuf::from(DEFAULT_FILE), Origin::Default),
-    };
-    let yaml = read_file(&path, origin)?;
-    parse(&path.to_string_lossy(), &yaml, &variable)
+    }
 }
 
 pub(super) fn parse(name: &str, yaml: &str, env: Env) -> Result<Config, ConfigError> {
     let mut config = Config::default();
     let mut places = Places::default();
-    let root = tree::parse(yaml).map_err(|fault| {
-        let place = match fault.line {
-            0 => Place::File(name.to_owned()),
-            line => Place::Line(name.to_owned(), line),
-        };
-        ConfigError::new(place, &fault.key, &fault.found, fault.expected)
-    })?;
-    if let Some(node) = &root {
+    if let Some(node) = &root(name, yaml)? {
         let root = At::line(name, "", node.line, node);
         sections(&mut config, &mut places, &root)?;
     }
@@ -128,8 +128,19 @@ pub(super) fn parse(name: &str, yaml: &str, env: Env) -> Result<Config, ConfigEr
     Ok(config)
 }
 
+/// The document; `None` where the text holds nothing but comments.
+pub(super) fn root(name: &str, yaml: &str) -> Result<Option<Rc<Node>>, ConfigError> {
+    tree::parse(yaml).map_err(|fault| {
+        let place = match fault.line {
+            0 => Place::File(name.to_owned()),
+            line => Place::Line(name.to_owned(), line),
+        };
+        ConfigError::new(place, &fault.key, &fault.found, fault.expected)
+    })
+}
+
 #[derive(Clone, Copy, PartialEq)]
-enum Origin {
+pub(super) enum Origin {
     Argument,
     Variable,
     Default,
@@ -188,8 +199,7 @@ fn sections(config: &mut Config, places: &mut Places, root: &At) -> Result<(), C
                     if !keys.contains(&entry.key.as_str()) {
                         return Err(at.unknown(keys));
                     }
-                    places.note(&at.key, at.place.clone());
-                    at.items().for_each(|item| places.note(&item.key, item.place));
+                    note(places, &at);
                     set(config, section, &entry.key, &at)?;
                 }
             }
@@ -198,7 +208,19 @@ fn sections(config: &mut Config, places: &mut Places, root: &At) -> Result<(), C
     Ok(())
 }
 
-fn set(config: &mut Config, section: &str, key: &str, at: &At) -> Result<(), ConfigError> {
+/// Notes where a key and the items of its list were written.
+pub(super) fn note(places: &mut Places, at: &At) {
+    places.note(&at.key, at.place.clone());
+    at.items().for_each(|item| places.note(&item.key, item.place));
+}
+
+/// Sets one key.
+pub(super) fn set(
+    config: &mut Config,
+    section: &str,
+    key: &str,
+    at: &At,
+) -> Result<(), ConfigError> {
     match section {
         "proxy" => proxy(&mut config.proxy, key, at),
         "tls" => tls(&mut config.tls, key, at),
@@ -245,10 +267,11 @@ fn proxy(out: &mut Proxy, key: &str, at: &At) -> Result<(), ConfigError> {
         "allow_clients" => out.allow_clients = at.list(At::net)?,
         "users" => out.users = at.path_or_none()?,
         "deny_destinations" => out.deny_destinations = at.list(At::net)?,
-        _ => {
+        "connect_ports" => {
             out.connect_ports =
                 at.list(|at| at.parsed(ports::EXPECTED, |text| text.parse().ok()))?;
         }
+        _ => out.watch_config = at.flag()?,
     }
     Ok(())
 }
@@ -285,7 +308,7 @@ fn pins(at: &At) -> Result<Vec<PinRule>, ConfigError> {
 }
 
 /// Hosts that stand for a key, once.
-fn host_key<'h, H: FromStr + PartialEq + 'h>(
+pub(super) fn host_key<'h, H: FromStr + PartialEq + 'h>(
     at: &At,
     entry: &Entry,
     expected: &str,
@@ -421,7 +444,12 @@ fn fields(at: &At) -> Result<Vec<HeaderField>, ConfigError> {
     Ok(fields)
 }
 
-fn field(at: &At, entry: &Entry, before: &[HeaderField]) -> Result<HeaderField, ConfigError> {
+/// One field, none of those before it.
+pub(super) fn field(
+    at: &At,
+    entry: &Entry,
+    before: &[HeaderField],
+) -> Result<HeaderField, ConfigError> {
     value::field_name(&entry.key).map_err(|expected| at.error(&quoted(&entry.key), expected))?;
     if before.iter().any(|field| field.name.eq_ignore_ascii_case(&entry.key)) {
         return Err(at.error("the header a second time", "it once"));
@@ -434,7 +462,7 @@ fn field(at: &At, entry: &Entry, before: &[HeaderField]) -> Result<HeaderField, 
 }
 
 /// What no key shows alone.
-fn check_whole(config: &Config) -> Result<(), ConfigError> {
+pub(super) fn check_whole(config: &Config) -> Result<(), ConfigError> {
     let Proxy { port, api_port, .. } = config.proxy;
     if port == api_port && port != 0 {
         let (key, other) = match config.places.is_written("proxy.api_port") {
