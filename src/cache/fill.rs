@@ -10,7 +10,7 @@ use std::time::SystemTime;
 use super::entry::{Body, Entry, HELD_BACK, Phase};
 use super::index::Index;
 use super::janitor::Job;
-use super::{Cache, CacheError, Failure, Inner, Reader, lock, now_ms};
+use super::{Bounds, Cache, CacheError, Failure, Inner, Reader, lock, now_ms};
 use crate::key::{Digest, Hasher};
 use crate::stats::Stats;
 
@@ -23,7 +23,7 @@ pub(super) struct Slot(Arc<Inner>);
 impl Slot {
     /// `None` where all are taken.
     pub(super) fn take(inner: &Arc<Inner>) -> Option<Slot> {
-        let most = inner.options.fills_max;
+        let most = inner.bounds().fills_max;
         let one_more = |taken: usize| (taken < most).then_some(taken + 1);
         let taken = inner.filling.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more);
         taken.ok().map(|_| Slot(Arc::clone(inner)))
@@ -76,11 +76,12 @@ impl Lease {
         digest: Option<Digest>,
     ) -> Result<(Fill, Reader), CacheError> {
         let cache = self.cache.clone();
-        let most = len.unwrap_or(cache.inner.options.max_size);
+        let bounds = cache.inner.bounds();
+        let most = len.unwrap_or(bounds.max_size);
         let mut room = Room { cache: cache.clone(), bytes: 0 };
         room.set_aside(most.min(GROWTH));
         let (owner, need) = (cache.clone(), room.bytes);
-        let made = cache.help(move || make_part(owner, need, len)).await;
+        let made = cache.help(move || make_part(owner, bounds, need, len)).await;
         let (file, part) = match made.and_then(|made| made) {
             Ok(made) => made,
             Err(error) => {
@@ -97,8 +98,19 @@ impl Lease {
         let reader = Reader::following(Arc::clone(&entry));
         let proof = digest.zip(hasher);
         let slot = self.slot.take();
-        let fill =
-            Fill { cache, entry, body, part, proof, len, at: 0, room, over: false, _slot: slot };
+        let fill = Fill {
+            cache,
+            entry,
+            body,
+            part,
+            proof,
+            len,
+            at: 0,
+            bounds,
+            room,
+            over: false,
+            _slot: slot,
+        };
         Ok((fill, reader))
     }
 
@@ -141,6 +153,7 @@ pub struct Fill {
     proof: Option<(Digest, Hasher)>,
     len: Option<u64>,
     at: u64,
+    bounds: Bounds,
     room: Room,
     over: bool,
     _slot: Option<Slot>,
@@ -180,7 +193,7 @@ impl Fill {
         if self.len.is_some_and(|len| end > len) {
             return Err(Failure::Length);
         }
-        if end > self.cache.inner.options.max_size {
+        if end > self.bounds.max_size {
             return Err(Failure::Storage(CacheError::TooLarge));
         }
         let more = self.set_room_aside(end);
@@ -270,15 +283,16 @@ impl Fill {
     /// blocks, and none of the ring's own closes it reliably on every file system.
     async fn write(&self, buf: Vec<u8>, more: u64) -> Result<Vec<u8>, CacheError> {
         let (inner, body, at) = (Arc::clone(&self.cache.inner), Arc::clone(&self.body), self.at);
+        let bounds = self.bounds;
         let write = move || {
             if more > 0 {
-                inner.fits_beside_pins(at.saturating_add(more))?;
+                inner.fits_beside_pins(at.saturating_add(more), bounds)?;
                 inner.shrink();
-                inner.make_room(more)?;
+                inner.make_room(more, bounds)?;
             }
             match body.file.write_all_at(&buf, at) {
                 Err(error) if is_full(&error) => {
-                    inner.make_room(buf.len() as u64)?;
+                    inner.make_room(buf.len() as u64, bounds)?;
                     body.file.write_all_at(&buf, at)?;
                 }
                 result => result?,
@@ -294,7 +308,7 @@ impl Fill {
         if end <= reserved {
             return 0;
         }
-        let most = self.len.unwrap_or(self.cache.inner.options.max_size);
+        let most = self.len.unwrap_or(self.bounds.max_size);
         let more = (most - reserved).min(GROWTH).max(end - reserved);
         self.room.set_aside(more);
         more
@@ -344,20 +358,21 @@ fn store(
 /// Makes the file of a fill that may become `len` bytes long, and room for its first `need`.
 fn make_part(
     cache: Cache,
+    bounds: Bounds,
     need: u64,
     len: Option<u64>,
 ) -> Result<(std::fs::File, Part), CacheError> {
     let inner = Arc::clone(&cache.inner);
-    if len.is_some_and(|len| len > inner.options.max_size) {
+    if len.is_some_and(|len| len > bounds.max_size) {
         return Err(CacheError::TooLarge);
     }
     // First, for it makes the directories anew where they are gone.
     let (file, path) = inner.disk.create_part()?;
     // Nobody else knows of the file yet: it goes with the error, or with whoever asked for it.
     let part = Part { cache, path, over: false };
-    inner.has_room_for(len.unwrap_or(need))?;
+    inner.has_room_for(len.unwrap_or(need), bounds)?;
     inner.shrink();
-    inner.make_room(need)?;
+    inner.make_room(need, bounds)?;
     Ok((file, part))
 }
 

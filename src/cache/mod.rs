@@ -69,6 +69,17 @@ pub struct Options {
     pub fills_max: usize,
 }
 
+/// What of that may change while the cache is open. A fill keeps to those it began with.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// See [`Options::max_size`].
+    pub max_size: u64,
+    /// See [`Options::min_free`].
+    pub min_free: u64,
+    /// See [`Options::fills_max`].
+    pub fills_max: usize,
+}
+
 /// Why the cache can't serve or store.
 #[derive(Clone, Debug, Error)]
 pub enum CacheError {
@@ -162,7 +173,7 @@ pub struct Cache {
 }
 
 struct Inner {
-    options: Options,
+    bounds: Mutex<Bounds>,
     index: Mutex<Index>,
     disk: Disk,
     /// Held by whoever changes final names and the index together. Taken before `index`, on helper
@@ -188,6 +199,7 @@ impl Cache {
     /// done lookups ask the disk.
     pub fn open(options: Options, stats: Arc<Stats>) -> io::Result<Cache> {
         let disk = Disk::open(&options.dir)?;
+        let Options { max_size, min_free, fills_max, .. } = options;
         let inner = Arc::new(Inner {
             index: Mutex::new(Index::new(options.open_max)),
             disk,
@@ -198,7 +210,7 @@ impl Cache {
             ailing: AtomicBool::new(false),
             crowded_out: AtomicBool::new(false),
             stats,
-            options,
+            bounds: Mutex::new(Bounds { max_size, min_free, fills_max }),
         });
         let janitor = Janitor::start(Arc::clone(&inner), TOUCH_INTERVAL)?;
         Ok(Cache { inner, janitor })
@@ -297,6 +309,12 @@ impl Cache {
         Ok(self.help(move || disk::hash(&body.file, algorithm, len)).await??)
     }
 
+    /// Sets other bounds, and evicts what is beyond them; blocks.
+    pub fn set_bounds(&self, bounds: Bounds) {
+        *lock(&self.inner.bounds) = bounds;
+        self.inner.shrink();
+    }
+
     /// Sizes at this moment.
     pub fn sizes(&self) -> Sizes {
         let index = self.inner.index();
@@ -377,6 +395,10 @@ impl Inner {
         lock(&self.index)
     }
 
+    fn bounds(&self) -> Bounds {
+        *lock(&self.bounds)
+    }
+
     /// Opens a stored entry and keeps it open. `None` where there is none, or where it was damaged
     /// and is now gone.
     fn load(&self, key: &Key) -> Result<Option<Arc<Entry>>, CacheError> {
@@ -444,7 +466,8 @@ impl Inner {
 
     /// Evicts until what is stored and set aside is within `max_size`.
     fn shrink(&self) {
-        let evicted = self.index().shrink(self.options.max_size);
+        let max_size = self.bounds().max_size;
+        let evicted = self.index().shrink(max_size);
         self.unlink_all(&evicted);
     }
 
@@ -457,11 +480,11 @@ impl Inner {
         }
     }
 
-    /// Whether `need` bytes would fit beside `cache.min_free` if everything stored went that may.
-    /// Nothing is given up for what would not fit all the same.
-    fn has_room_for(&self, need: u64) -> Result<(), CacheError> {
-        self.fits_beside_pins(need)?;
-        let wanted = need.saturating_add(self.options.min_free);
+    /// Whether `need` bytes would fit beside `min_free` if everything stored went that may. Nothing
+    /// is given up for what would not fit all the same.
+    fn has_room_for(&self, need: u64, bounds: Bounds) -> Result<(), CacheError> {
+        self.fits_beside_pins(need, bounds)?;
+        let wanted = need.saturating_add(bounds.min_free);
         let may_go = {
             let index = self.index();
             index.stored().saturating_sub(index.pinned())
@@ -471,22 +494,22 @@ impl Inner {
     }
 
     /// Whether a body of `len` bytes may be stored beside what is pinned.
-    fn fits_beside_pins(&self, len: u64) -> Result<(), CacheError> {
+    fn fits_beside_pins(&self, len: u64, bounds: Bounds) -> Result<(), CacheError> {
         let pinned = self.index().pinned();
-        match pinned > 0 && pinned.saturating_add(len) > self.options.max_size {
+        match pinned > 0 && pinned.saturating_add(len) > bounds.max_size {
             true => Err(CacheError::Pinned),
             false => Ok(()),
         }
     }
 
-    /// Evicts until the file system has `need` bytes beside `cache.min_free`.
-    fn make_room(&self, need: u64) -> Result<(), CacheError> {
-        let wanted = need.saturating_add(self.options.min_free);
+    /// Evicts until the file system has `need` bytes beside `min_free`.
+    fn make_room(&self, need: u64, bounds: Bounds) -> Result<(), CacheError> {
+        let wanted = need.saturating_add(bounds.min_free);
         let free = self.disk.free()?;
         if free >= wanted {
             return Ok(());
         }
-        self.has_room_for(need)?;
+        self.has_room_for(need, bounds)?;
         let evicted = self.index().evict(wanted - free);
         self.unlink_all(&evicted);
         if self.disk.free()? >= wanted { Ok(()) } else { Err(CacheError::Full) }
