@@ -11,21 +11,26 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use tracing::field::{Field, Visit};
 use tracing::level_filters::LevelFilter;
-use tracing::{Event, Subscriber};
+use tracing::subscriber::Interest;
+use tracing::{Event, Metadata, Subscriber};
 use tracing_appender::non_blocking::{NonBlocking, WorkerGuard};
+use tracing_subscriber::Layer;
 use tracing_subscriber::fmt::FmtContext;
 use tracing_subscriber::fmt::format::{self, FormatEvent, FormatFields, Writer};
 use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
+use tracing_subscriber::layer::{Context, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::config::{Format, Level, Logging};
 
 /// Keeps log output going; dropped, what is queued is written.
 pub struct LogOutput {
+    level: Arc<AtomicU8>,
     reopen: Arc<AtomicBool>,
     _guard: WorkerGuard,
 }
@@ -42,8 +47,18 @@ impl LogOutput {
             }
         };
         let colour = config.file.is_none() && io::stdout().is_terminal();
-        subscribe(config, writer, colour);
-        Ok(LogOutput { reopen, _guard: guard })
+        let level = Arc::new(AtomicU8::new(config.level as u8));
+        subscribe(config, Gate(Arc::clone(&level)), writer, colour);
+        Ok(LogOutput { level, reopen, _guard: guard })
+    }
+
+    /// Sets another level from then on.
+    pub fn set_level(&self) -> impl Fn(Level) + Send + Sync + 'static {
+        let shared = Arc::clone(&self.level);
+        move |level| {
+            shared.store(level as u8, Ordering::Release);
+            tracing::callsite::rebuild_interest_cache();
+        }
     }
 
     /// Has the file opened anew at the next line: the old one has been moved away.
@@ -52,28 +67,52 @@ impl LogOutput {
     }
 }
 
-fn subscribe(config: &Logging, writer: NonBlocking, colour: bool) {
-    let level = match config.level {
-        Level::Error => LevelFilter::ERROR,
-        Level::Warn => LevelFilter::WARN,
-        Level::Info => LevelFilter::INFO,
-        Level::Debug => LevelFilter::DEBUG,
-        Level::Trace => LevelFilter::TRACE,
-    };
-    let builder =
-        tracing_subscriber::fmt().with_max_level(level).with_writer(writer).with_ansi(colour);
+fn subscribe(config: &Logging, gate: Gate, writer: NonBlocking, colour: bool) {
+    let lines = tracing_subscriber::fmt::layer().with_writer(writer).with_ansi(colour);
+    let registry = tracing_subscriber::registry().with(gate);
     match config.format {
-        Format::Text if config.file.is_none() && is_journal() => builder
-            .without_time()
-            .with_level(false)
-            .map_event_format(|line| Lines::new(line, Style::Journal))
-            .init(),
-        Format::Text => builder.map_event_format(|line| Lines::new(line, Style::Text)).init(),
-        Format::Json => builder
-            .json()
-            .flatten_event(true)
-            .map_event_format(|line| Lines::new(line, Style::Json))
-            .init(),
+        Format::Text if config.file.is_none() && is_journal() => {
+            let lines = lines.without_time().with_level(false);
+            registry.with(lines.map_event_format(|line| Lines::new(line, Style::Journal))).init();
+        }
+        Format::Text => {
+            registry.with(lines.map_event_format(|line| Lines::new(line, Style::Text))).init();
+        }
+        Format::Json => {
+            let lines = lines.json().flatten_event(true);
+            registry.with(lines.map_event_format(|line| Lines::new(line, Style::Json))).init();
+        }
+    }
+}
+
+/// Lets through what is severe enough, by a level that may change. Whether a line is written is
+/// settled once for each place that writes one, until the level changes: as long as it stays,
+/// nothing is asked, and no lock taken as `tracing_subscriber::reload` does twice a line.
+struct Gate(Arc<AtomicU8>);
+
+impl Gate {
+    fn level(&self) -> LevelFilter {
+        match self.0.load(Ordering::Acquire) {
+            level if level == Level::Error as u8 => LevelFilter::ERROR,
+            level if level == Level::Warn as u8 => LevelFilter::WARN,
+            level if level == Level::Info as u8 => LevelFilter::INFO,
+            level if level == Level::Debug as u8 => LevelFilter::DEBUG,
+            _ => LevelFilter::TRACE,
+        }
+    }
+}
+
+impl<S: Subscriber> Layer<S> for Gate {
+    fn register_callsite(&self, place: &'static Metadata<'static>) -> Interest {
+        if *place.level() <= self.level() { Interest::always() } else { Interest::never() }
+    }
+
+    fn enabled(&self, place: &Metadata<'_>, _: Context<'_, S>) -> bool {
+        *place.level() <= self.level()
+    }
+
+    fn max_level_hint(&self) -> Option<LevelFilter> {
+        Some(self.level())
     }
 }
 
