@@ -7,3 +7,4 @@ pub mod file;
 pub mod ktls;
 pub mod process;
 pub mod socket;
+pub mod watch;
