@@ -1,24 +1,26 @@
-//! The admin listener: health, statistics, deletion.
+//! The admin listener: health, statistics, deletion, and the configuration (`config`).
 //!
 //! It is reached from browsers too, by way of any page somebody has open: so it answers only to
 //! names that are its own (against DNS rebinding) and to pages from itself (against request
 //! forgery).
 
-use std::path::PathBuf;
+mod config;
+
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
 
 use serde::Serialize;
 use serde_json::{Map, Value, json};
+use zeroize::Zeroizing;
 
 use crate::cache::Cache;
-use crate::config::Secret;
+use crate::config::Config;
 use crate::http::{
     Authority, HeadLimits, Host, Malformed, Method, RequestHead, Scheme, Target, Version,
     keeps_alive, request_framing, split_path,
 };
 use crate::key::{Digest, Key};
+use crate::live::Live;
 use crate::net::{BodyReader, Conn, Either, Ktls, NetError, race};
 use crate::proxy::{Drain, Reply, linger};
 use crate::stats::{Dialect, Moment, OUTCOMES, Outcome, Stats, Times};
@@ -36,24 +38,14 @@ pub struct Admin {
     pub cache: Cache,
     /// The counters.
     pub stats: Arc<Stats>,
-    /// Further names it is addressed by, lower case.
-    pub hosts: Vec<String>,
-    /// What `Authorization: Bearer` must say, if anything.
-    pub token: Option<Secret>,
+    /// The configuration in force.
+    pub live: Arc<Live>,
     /// The runtime's driver, for `/health`.
     pub driver: &'static str,
     /// Worker threads.
     pub workers: usize,
-    /// Where the cache lies.
-    pub dir: PathBuf,
-    /// Bytes of the bodies stored at most.
-    pub max_size: u64,
     /// What TLS goes to the kernel.
     pub ktls: Arc<Ktls>,
-    /// Limits of heads.
-    pub heads: HeadLimits,
-    /// For a head, and between two requests.
-    pub patience: Duration,
     /// Says when to stop.
     pub drain: Rc<Drain>,
 }
@@ -68,7 +60,7 @@ struct Answer {
 }
 
 impl Answer {
-    fn json(status: u16, body: &Value) -> Answer {
+    fn json(status: u16, body: &impl Serialize) -> Answer {
         let mut bytes = serde_json::to_vec(body).unwrap_or_default();
         bytes.push(b'\n');
         Answer { status, extra: "", kind: "application/json", body: bytes }
@@ -78,9 +70,13 @@ impl Answer {
 impl Admin {
     /// Serves one connection until it ends.
     pub async fn serve(self: Rc<Self>, conn: Conn) {
-        conn.set_patience(self.patience);
         loop {
-            let next = conn.request_head(&self.heads, self.patience, self.patience);
+            let limits = self.live.config().limits.clone();
+            // For a head, and between two requests.
+            let patience = limits.header_timeout;
+            conn.set_patience(patience);
+            let heads = HeadLimits::with_size(limits.header_size);
+            let next = conn.request_head(&heads, patience, patience);
             let head = match race(next, self.drain.begun()).await {
                 Either::Left(Ok(Some(head))) => head,
                 Either::Left(Err(NetError::Malformed(error))) => {
@@ -92,9 +88,12 @@ impl Admin {
                 Either::Left(_) | Either::Right(()) => return conn.finish().await,
             };
             // All of the request is read, and found in order, before anything is done.
-            let read = monoio::time::timeout(self.patience, read_body(&conn, &head)).await;
+            let read = monoio::time::timeout(patience, read_body(&conn, &head)).await;
             let (answer, keep) = match read {
-                Ok(Ok(())) => (self.answer(&head).await, keeps_alive(head.version, &head.fields)),
+                Ok(Ok(body)) => {
+                    let answer = self.answer(&head, &body).await;
+                    (answer, keeps_alive(head.version, &head.fields))
+                }
                 Ok(Err(Some(refusal))) => (refusal, false),
                 Ok(Err(None)) | Err(_) => return,
             };
@@ -109,17 +108,18 @@ impl Admin {
         linger(&conn).await;
     }
 
-    async fn answer(&self, head: &RequestHead) -> Answer {
+    async fn answer(&self, head: &RequestHead, body: &[u8]) -> Answer {
         let (Target::Origin(target) | Target::Absolute { scheme: Scheme::Http, path: target, .. }) =
             &head.target
         else {
             return refusal(400, "MALFORMED", "this is the admin port, not the proxy port");
         };
-        if let Err(answer) = self.check_source(head) {
+        let config = self.live.config();
+        if let Err(answer) = check_source(&config, head) {
             return answer;
         }
         let (path, _) = split_path(target);
-        if path != "/health" && !self.has_token(head) {
+        if path != "/health" && !has_token(&config, head) {
             let message = "Authorization: Bearer with proxy.api_token";
             let extra = "WWW-Authenticate: Bearer realm=\"discobot-proxy\"\r\n";
             return Answer { extra, ..refusal(401, "UNAUTHORIZED", message) };
@@ -131,6 +131,7 @@ impl Admin {
             "/metrics" if reads => self.metrics(head).await,
             "/api/cache/stats" if reads => Answer::json(200, &self.statistics()),
             "/api/cache" if deletes => self.clear().await,
+            "/api/config" | "/api/config/reload" => self.configuration(head, path, body).await,
             "/health" | "/metrics" | "/api/cache/stats" => not_allowed("Allow: GET, HEAD\r\n"),
             "/api/cache" => not_allowed("Allow: DELETE\r\n"),
             _ => match path.strip_prefix("/api/cache/").and_then(Digest::parse) {
@@ -139,43 +140,6 @@ impl Admin {
                 None => refusal(404, "NOT_FOUND", "there is nothing at this path"),
             },
         }
-    }
-
-    /// The `Host` must be one of ours, the `Origin`, where a browser gives one, the same.
-    fn check_source(&self, head: &RequestHead) -> Result<(), Answer> {
-        let host = head.authority();
-        let known = host.as_ref().is_none_or(|authority| match &authority.host {
-            Host::V4(_) | Host::V6(_) => true,
-            Host::Name(name) => {
-                **name == *"localhost"
-                    || name.ends_with(".localhost")
-                    || self.hosts.iter().any(|own| **own == **name)
-            }
-        });
-        if !known {
-            let message = "unknown Host: name it in proxy.api_hosts to allow it";
-            return Err(refusal(403, "DENIED", message));
-        }
-        let own = |origin: &[u8]| {
-            let origin = std::str::from_utf8(origin).ok();
-            let origin = origin.and_then(|origin| origin.split_once("://"));
-            let origin = origin.and_then(|(_, authority)| Authority::parse(authority).ok());
-            origin.is_some() && origin == host
-        };
-        match head.fields.all("origin").all(own) {
-            true => Ok(()),
-            false => Err(refusal(403, "DENIED", "foreign Origin")),
-        }
-    }
-
-    fn has_token(&self, head: &RequestHead) -> bool {
-        let Some(token) = &self.token else { return true };
-        let given = head.fields.get_str("authorization").unwrap_or_default();
-        let given = match given.split_once(' ') {
-            Some((scheme, given)) if scheme.eq_ignore_ascii_case("bearer") => given.trim(),
-            _ => return false,
-        };
-        same(given.as_bytes(), token.expose().as_bytes())
     }
 
     fn health(&self) -> Value {
@@ -218,17 +182,17 @@ impl Admin {
             Some(kinds) if kinds.contains("application/openmetrics-text") => Dialect::OpenMetrics,
             _ => Dialect::Prometheus,
         };
-        let (stats, cache, dir) = (Arc::clone(&self.stats), self.cache.clone(), self.dir.clone());
-        let (max_size, driver) = (self.max_size, self.driver);
+        let (stats, cache, driver) = (Arc::clone(&self.stats), self.cache.clone(), self.driver);
+        let config = self.live.config();
         let tell = move || {
             let sizes = cache.sizes();
             let mut gauges = vec![
                 ("cache_bytes", "Bytes of the bodies stored", sizes.stored as f64),
-                ("cache_max_bytes", "The configured cache.max_size", max_size as f64),
+                ("cache_max_bytes", "The configured cache.max_size", config.cache.max_size as f64),
                 ("cache_entries", "Entries stored", sizes.entries as f64),
                 ("fills", "Fills in progress", sizes.fills as f64),
             ];
-            if let Ok(space) = sys::file::space(&dir) {
+            if let Ok(space) = sys::file::space(&config.cache.dir) {
                 let help = "Free bytes of the file system that holds the cache";
                 gauges.push(("disk_free_bytes", help, space.free as f64));
                 let help = "Size of the file system that holds the cache";
@@ -273,6 +237,43 @@ impl Admin {
     }
 }
 
+/// The `Host` must be one of ours, the `Origin`, where a browser gives one, the same.
+fn check_source(config: &Config, head: &RequestHead) -> Result<(), Answer> {
+    let host = head.authority();
+    let known = host.as_ref().is_none_or(|authority| match &authority.host {
+        Host::V4(_) | Host::V6(_) => true,
+        Host::Name(name) => {
+            **name == *"localhost"
+                || name.ends_with(".localhost")
+                || config.proxy.api_hosts.iter().any(|own| **own == **name)
+        }
+    });
+    if !known {
+        let message = "unknown Host: name it in proxy.api_hosts to allow it";
+        return Err(refusal(403, "DENIED", message));
+    }
+    let own = |origin: &[u8]| {
+        let origin = std::str::from_utf8(origin).ok();
+        let origin = origin.and_then(|origin| origin.split_once("://"));
+        let origin = origin.and_then(|(_, authority)| Authority::parse(authority).ok());
+        origin.is_some() && origin == host
+    };
+    match head.fields.all("origin").all(own) {
+        true => Ok(()),
+        false => Err(refusal(403, "DENIED", "foreign Origin")),
+    }
+}
+
+fn has_token(config: &Config, head: &RequestHead) -> bool {
+    let Some(token) = &config.proxy.api_token else { return true };
+    let given = head.fields.get_str("authorization").unwrap_or_default();
+    let given = match given.split_once(' ') {
+        Some((scheme, given)) if scheme.eq_ignore_ascii_case("bearer") => given.trim(),
+        _ => return false,
+    };
+    same(given.as_bytes(), token.expose().as_bytes())
+}
+
 /// Of each outcome there was: how often, and microseconds at 50, 90, 99 and 99.9 per cent.
 fn quantiles(times: &[Option<Times>]) -> Value {
     let all = OUTCOMES.iter().zip(times).filter_map(|(outcome, times)| {
@@ -285,24 +286,27 @@ fn quantiles(times: &[Option<Times>]) -> Value {
     Value::Object(all.collect())
 }
 
-/// Reads a request's body, which nothing here has a use for. The error is the refusal of one that
-/// is not in order, or nothing where the client has gone.
-async fn read_body(conn: &Conn, head: &RequestHead) -> Result<(), Option<Answer>> {
-    let mut body = BodyReader::new(request_framing(head).map_err(|error| Some(malformed(error)))?);
-    let mut buf = Vec::new();
-    let mut read = 0;
-    while !body.is_done() {
-        read += match body.read(conn, &mut buf, BODY_READ).await {
-            Ok(got) => got,
+/// Reads a request's body; it may hold secrets. The error is the refusal of one that is not in
+/// order, or nothing where the client has gone.
+async fn read_body(conn: &Conn, head: &RequestHead) -> Result<Zeroizing<Vec<u8>>, Option<Answer>> {
+    let mut reader =
+        BodyReader::new(request_framing(head).map_err(|error| Some(malformed(error)))?);
+    let mut body = Zeroizing::new(Vec::new());
+    if !reader.is_done() {
+        // Room for all of it, or the vector leaves copies behind as it grows.
+        body.reserve_exact(BODY_MAX + BODY_READ);
+    }
+    while !reader.is_done() {
+        match reader.read(conn, &mut body, BODY_READ).await {
+            Ok(_) => {}
             Err(NetError::Malformed(error)) => return Err(Some(malformed(error))),
             Err(_) => return Err(None),
-        };
-        if read > BODY_MAX {
+        }
+        if body.len() > BODY_MAX {
             return Err(Some(refusal(413, "TOO_LARGE", "no request here has a body of that size")));
         }
-        buf.clear();
     }
-    Ok(())
+    Ok(body)
 }
 
 fn malformed(error: Malformed) -> Answer {

@@ -12,7 +12,7 @@
 //! | layer | modules | may use |
 //! |---|---|---|
 //! | 3 | `main`, [`server`], [`logging`], [`doctor`] | everything below |
-//! | 2 | [`proxy`], [`admin`] | layers 1 and 0 |
+//! | 2 | [`proxy`], [`live`], [`admin`] | layers 1 and 0 |
 //! | 1 | [`policy`] | http, key, config |
 //! | 1 | [`cache`] | sys, key, stats |
 //! | 1 | [`net`] | sys, http |
@@ -34,6 +34,11 @@
 //! - **Pass**: request up, answer down, nothing kept.
 //! - **Tunnel**: CONNECT is relayed as bytes, or opened with a leaf of our own CA; inside, a new
 //!   session runs.
+//!
+//! # The configuration
+//!
+//! A core's `Worker` is made of one configuration and never changes. Another configuration
+//! ([`live`]) makes another worker; each request keeps the one it began with.
 //!
 //! # Threads
 //!
@@ -61,6 +66,7 @@ pub mod net;
 pub mod policy;
 
 pub mod admin;
+pub mod live;
 pub mod proxy;
 
 pub mod doctor;

@@ -10,15 +10,14 @@ use std::sync::Arc;
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 use discobot_proxy::cache::{self, Progress};
-use discobot_proxy::config::{Config, ConfigError};
+use discobot_proxy::config::{Config, Source};
 use discobot_proxy::doctor::{self, Finding};
+use discobot_proxy::live::upstream_tls;
 use discobot_proxy::logging::LogOutput;
 use discobot_proxy::net::Ca;
 use discobot_proxy::policy::Policy;
 use discobot_proxy::proxy::{Users, refuse_own_parent};
-use discobot_proxy::server::{
-    Event, Server, StartError, ca_options, open_doors, tell, upstream_tls,
-};
+use discobot_proxy::server::{Event, Server, StartError, ca_options, open_doors, tell};
 use discobot_proxy::sys::process::{self, Signal};
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -90,12 +89,16 @@ enum CaCommand {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let configured = |act: fn(Config) -> ExitCode| match load(arguments.config.as_deref()) {
+    let source = Source { file: arguments.config };
+    let configured = |act: fn(Config) -> ExitCode| match source.load() {
         Ok(config) => act(config),
         Err(error) => complain(2, &error),
     };
     match arguments.command {
-        None => configured(run),
+        None => match source.load() {
+            Ok(config) => run(config, source),
+            Err(error) => complain(2, &error),
+        },
         Some(Command::Check) => configured(|config| check(&config)),
         Some(Command::Ca { command: None }) => configured(|config| ca(&config)),
         Some(Command::Ca { command: Some(CaCommand::Rotate) }) => {
@@ -104,7 +107,7 @@ fn main() -> ExitCode {
         Some(Command::Verify) => configured(|config| verify(&config)),
         Some(Command::Doctor { proxy, root, image }) => {
             let options = doctor::Options { proxy, root, image };
-            match load(arguments.config.as_deref()) {
+            match source.load() {
                 Ok(config) => examine(&config, &options),
                 Err(error) => complain(2, &error),
             }
@@ -127,10 +130,6 @@ fn manual(directory: &Path) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => complain(1, &format!("{}: {error}", directory.display())),
     }
-}
-
-fn load(file: Option<&Path>) -> Result<Config, ConfigError> {
-    Config::load(file, |name| std::env::var(name).ok())
 }
 
 fn check(config: &Config) -> ExitCode {
@@ -243,7 +242,7 @@ fn bar_style() -> ProgressStyle {
 /// Why the proxy ends though nobody told it to.
 const LOST: &str = "a worker thread ended by a bug, which the log names";
 
-fn run(config: Config) -> ExitCode {
+fn run(config: Config, source: Source) -> ExitCode {
     // Before any thread starts, so that all of them inherit it.
     if let Err(error) = process::block_signals().and_then(|()| process::forbid_core_dumps()) {
         return complain(1, &error);
@@ -253,7 +252,7 @@ fn run(config: Config) -> ExitCode {
         Err(error) => return complain(1, &error),
     };
     std::panic::set_hook(Box::new(|panic| tracing::error!(%panic, "a bug: please report it")));
-    let server = match Server::start(config) {
+    let server = match Server::start(config, source, log.set_level()) {
         Ok(server) => server,
         Err(error @ StartError::Config(_)) => return complain(2, &error),
         Err(error) => return complain(1, &error),

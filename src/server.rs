@@ -15,7 +15,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -24,7 +24,7 @@ use monoio::{IoUringDriver, LegacyDriver, RuntimeBuilder};
 use socket2::Socket;
 use thiserror::Error;
 
-use self::accept::{Crowd, accept_admin, accept_clients, listen};
+use self::accept::{accept_admin, accept_clients, listen};
 use self::bound::Bound;
 use self::clients::Clients;
 use self::helpers::Helpers;
@@ -32,14 +32,15 @@ pub use self::manager::{Event, tell};
 use self::manager::{Heart, watch};
 pub use self::stop::Stop;
 use self::stop::{AT_ONCE, STOPPING, Vital};
-pub use self::trust::{ca_options, open_doors, upstream_tls};
+pub use self::trust::{ca_options, open_doors};
 use crate::admin::Admin;
 use crate::cache::{self, Cache};
-use crate::config::{self, Config, ConfigError};
+use crate::config::{self, Config, ConfigError, Level, Source};
 use crate::http::HeadLimits;
-use crate::net::{Ca, CaError, DialOptions, Dialer, Ktls, Resolver, UpstreamTls, race};
-use crate::policy::{Listeners, Policy};
-use crate::proxy::{self, Access, Asking, Drain, Limits, Pseudonym, RequestIds, Users, Worker};
+use crate::live::{Live, Settings};
+use crate::net::{Ca, CaError, DialOptions, Dialer, Ktls, Resolver, race};
+use crate::policy::Listeners;
+use crate::proxy::{Access, Asking, Desk, Drain, Limits, Pseudonym, RequestIds, Worker};
 use crate::stats::{SAMPLE, Stats};
 use crate::sys;
 
@@ -107,7 +108,7 @@ pub struct Server {
     threads: Vec<JoinHandle<()>>,
     cache: Cache,
     access: Option<Arc<Access>>,
-    users: Option<Arc<Users>>,
+    live: Arc<Live>,
 }
 
 /// What one worker thread alone is given.
@@ -123,33 +124,35 @@ struct Own {
 /// What every worker thread is given.
 #[derive(Clone)]
 struct Shared {
-    config: Arc<Config>,
-    policy: Policy,
+    live: Arc<Live>,
     cache: Cache,
     stats: Arc<Stats>,
     ca: Arc<Ca>,
     ktls: Arc<Ktls>,
     access: Option<Arc<Access>>,
-    users: Option<Arc<Users>>,
-    tls: Arc<UpstreamTls>,
     resolver: Resolver,
     listeners: Vec<SocketAddr>,
     pseudonym: Arc<Pseudonym>,
     workers: usize,
     /// Which of them it is given to.
     number: usize,
-    crowd: Crowd,
+    clients: Arc<Clients>,
+    /// Connections of clients that there are descriptors for.
+    room: Arc<AtomicUsize>,
     stop: Arc<Stop>,
     helpers: Helpers,
 }
 
 impl Server {
-    /// Starts everything, or nothing.
-    pub fn start(config: Config) -> Result<Server, StartError> {
-        let policy = Policy::compile(&config)?;
-        proxy::refuse_own_parent(&config)?;
-        let tls = upstream_tls(&config, &policy)?;
-        let users = Users::open(&config)?.map(Arc::new);
+    /// Starts everything, or nothing. `source`: what `config` was read from. `set_level`: has the
+    /// log keep to another level.
+    pub fn start(
+        config: Config,
+        source: Source,
+        set_level: impl Fn(Level) + Send + Sync + 'static,
+    ) -> Result<Server, StartError> {
+        let settings = Settings::compile(config)?;
+        let config = Arc::clone(&settings.config);
         let files = Files::allot(config.limits.max_connections);
         let workers = match config.proxy.workers {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
@@ -169,40 +172,41 @@ impl Server {
         };
         let cache = Cache::open(options, Arc::clone(&stats)).map_err(StartError::Cache)?;
         let access = open_access(&config)?;
-        let crowd = files.crowd(&config.limits);
         let stop = Arc::new(Stop::default());
         let (proxy, admin) = (bound.proxy.clone(), bound.admin);
+        for warning in open_doors(&config) {
+            tracing::warn!("{warning}");
+        }
+        for warning in ca.warnings() {
+            tracing::warn!("{warning}");
+        }
+        for warning in &settings.tls.warnings {
+            tracing::warn!(warning, "a system certificate can't be used");
+        }
+        let room = Arc::new(AtomicUsize::new(files.connections));
+        let apply = applied(cache.clone(), Arc::clone(&room), set_level);
+        let live = Arc::new(Live::new(source, settings, apply));
         let shared = Shared {
-            config: Arc::new(config),
-            policy,
+            live: Arc::clone(&live),
             cache: cache.clone(),
             stats,
             ca: Arc::clone(&ca),
             ktls,
             access: access.clone(),
-            users: users.clone(),
-            tls: tls.client,
             resolver: Resolver::default(),
             listeners: proxy.iter().copied().chain([admin]).collect(),
             pseudonym: Arc::new(Pseudonym::new(pseudonym())),
             workers,
             number: 0,
-            crowd,
+            clients: Arc::default(),
+            room,
             stop: Arc::clone(&stop),
             helpers: Helpers::start().map_err(StartError::Worker)?,
         };
-        for door in open_doors(&shared.config) {
-            tracing::warn!("{door}");
-        }
-        for warning in ca.warnings() {
-            tracing::warn!("{warning}");
-        }
-        for warning in tls.warnings {
-            tracing::warn!(warning, "a system certificate can't be used");
-        }
         let (driver, threads) = start_workers(&shared, bound)?;
         scan(cache.clone()).map_err(StartError::Worker)?;
-        Ok(Server { proxy, admin, driver, workers, ca, stop, threads, cache, access, users })
+        live.watch().map_err(StartError::Worker)?;
+        Ok(Server { proxy, admin, driver, workers, ca, stop, threads, cache, access, live })
     }
 
     /// Asks every worker to stop: no new connections, running transfers within the grace, or less
@@ -217,11 +221,10 @@ impl Server {
         self.stop.has_lost_worker()
     }
 
-    /// Reads `proxy.users` again.
+    /// Reads the configuration again, and `proxy.users`.
     pub fn reload(&self) {
-        if let Some(users) = &self.users {
-            users.reload();
-        }
+        // The log says what came of it.
+        let _ = self.live.reload();
     }
 
     /// Waits for the workers to end, and writes down what is to be remembered.
@@ -236,6 +239,40 @@ impl Server {
         {
             tracing::warn!(%error, "public repositories can't be remembered");
         }
+    }
+}
+
+/// Has what all cores share take a configuration over from the one before.
+fn applied(
+    cache: Cache,
+    room: Arc<AtomicUsize>,
+    set_level: impl Fn(Level) + Send + Sync + 'static,
+) -> impl Fn(&Config, &Config) + Send + Sync + 'static {
+    move |before, config| {
+        if config.logging.level != before.logging.level {
+            set_level(config.logging.level);
+        }
+        let known = open_doors(before);
+        for warning in open_doors(config).into_iter().filter(|door| !known.contains(door)) {
+            tracing::warn!("{warning}");
+        }
+        if config.tls.constrain
+            && config.intercepted().ne(before.intercepted())
+            && let Ok(Some(ca)) = Ca::inspect(&ca_options(config))
+        {
+            for warning in ca.warnings() {
+                tracing::warn!("{warning}");
+            }
+        }
+        if config.limits.max_connections != before.limits.max_connections {
+            let files = Files::allot(config.limits.max_connections);
+            room.store(files.connections, Ordering::Release);
+        }
+        cache.set_bounds(cache::Bounds {
+            max_size: config.cache.max_size,
+            min_free: config.cache.min_free,
+            fills_max: config.limits.max_fills.min(room.load(Ordering::Acquire)),
+        });
     }
 }
 
@@ -308,12 +345,6 @@ impl Files {
         }
         Files { entries, connections }
     }
-
-    fn crowd(&self, limits: &config::Limits) -> Crowd {
-        let (refuse_at, most) = (limits.max_connections, limits.max_connections_per_client);
-        let wait_at = (self.connections < refuse_at).then_some(self.connections);
-        Crowd { refuse_at, wait_at, clients: Arc::new(Clients::new(most)) }
-    }
 }
 
 fn scan(cache: Cache) -> io::Result<()> {
@@ -372,7 +403,7 @@ async fn run(
     say: impl FnOnce(io::Result<&'static str>),
 ) {
     let drain = Rc::new(Drain::default());
-    let worker = Rc::new(worker(shared, &drain));
+    let desk = Rc::new(desk(shared, &drain));
     // The epoll driver tries its calls and waits only then; the io_uring one wants them to wait.
     let nonblocking = driver != "io_uring";
     let listen = |socket: Socket| listen(socket, nonblocking);
@@ -384,25 +415,24 @@ async fn run(
         };
     let mut accepting = Vec::new();
     for listener in listeners {
-        let clients = accept_clients(Rc::clone(&worker), listener, shared.crowd.clone());
-        accepting.push(monoio::spawn(clients));
+        let clients = Arc::clone(&shared.clients);
+        accepting.push(monoio::spawn(accept_clients(Rc::clone(&desk), listener, clients)));
     }
     if let Some(listener) = admin {
         monoio::spawn(save_now_and_then(shared.access.clone()));
         monoio::spawn(keep_history(Arc::clone(&shared.stats)));
-        let most = shared.config.limits.max_admin_connections;
         let admin = Rc::new(admin_of(shared, &drain, driver));
-        accepting.push(monoio::spawn(accept_admin(admin, listener, most)));
+        accepting.push(monoio::spawn(accept_admin(admin, listener)));
     }
     if let Some(heart) = own.heart {
         monoio::spawn(heart.beat());
     }
     say(Ok(driver));
-    let sweeping = Rc::clone(&worker);
+    // Also where no client comes, so that no worker of a former configuration stays for long.
     monoio::spawn(async move {
         loop {
             monoio::time::sleep(SWEEP).await;
-            sweeping.dialer.sweep();
+            desk.worker().dialer.sweep();
         }
     });
     shared.stop.reached(STOPPING).await;
@@ -417,7 +447,7 @@ async fn run(
             monoio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    let grace = shared.config.limits.shutdown_grace;
+    let grace = shared.live.config().limits.shutdown_grace;
     let ending = race(all_gone, shared.stop.reached(AT_ONCE));
     if monoio::time::timeout(grace, ending).await.is_err() {
         tracing::warn!(connections = open(), "limits.shutdown_grace is over");
@@ -441,22 +471,30 @@ async fn keep_history(stats: Arc<Stats>) {
     }
 }
 
+fn desk(shared: &Shared, drain: &Rc<Drain>) -> Desk {
+    let (generation, drain) = (Arc::clone(shared.live.generation()), Rc::clone(drain));
+    let shared = shared.clone();
+    Desk::new(generation, move || worker(&shared, &drain))
+}
+
 fn worker(shared: &Shared, drain: &Rc<Drain>) -> Worker {
-    let config = &shared.config;
+    let settings = shared.live.settings();
+    let config = &settings.config;
     let options = DialOptions {
         connect_timeout: config.upstream.connect_timeout,
         read_timeout: config.upstream.read_timeout,
     };
+    let room = shared.room.load(Ordering::Acquire);
     Worker {
-        policy: shared.policy.clone(),
+        policy: settings.policy.clone(),
         cache: shared.cache.clone(),
         stats: Arc::clone(&shared.stats),
-        dialer: Dialer::new(options, shared.resolver.clone(), Arc::clone(&shared.tls)),
+        dialer: Dialer::new(options, shared.resolver.clone(), Arc::clone(&settings.tls.client)),
         resolver: shared.resolver.clone(),
         ca: Arc::clone(&shared.ca),
         ktls: Arc::clone(&shared.ktls),
         access: shared.access.clone(),
-        users: shared.users.clone(),
+        users: settings.users.clone(),
         asking: Asking::default(),
         limits: Limits {
             heads: HeadLimits::with_size(config.limits.header_size),
@@ -467,6 +505,9 @@ fn worker(shared: &Shared, drain: &Rc<Drain>) -> Worker {
             max_redirects: config.limits.max_redirects,
             max_requests: config.limits.max_requests_per_connection,
             retries: config.upstream.retries,
+            max_connections: config.limits.max_connections,
+            max_connections_per_client: config.limits.max_connections_per_client,
+            connections_served: (room < config.limits.max_connections).then_some(room),
         },
         listeners: Listeners { bound: shared.listeners.clone() },
         pseudonym: Arc::clone(&shared.pseudonym),
@@ -478,19 +519,13 @@ fn worker(shared: &Shared, drain: &Rc<Drain>) -> Worker {
 }
 
 fn admin_of(shared: &Shared, drain: &Rc<Drain>, driver: &'static str) -> Admin {
-    let config = &shared.config;
     Admin {
         cache: shared.cache.clone(),
         stats: Arc::clone(&shared.stats),
-        hosts: config.proxy.api_hosts.clone(),
-        token: config.proxy.api_token.clone(),
+        live: Arc::clone(&shared.live),
         driver,
         workers: shared.workers,
-        dir: config.cache.dir.clone(),
-        max_size: config.cache.max_size,
         ktls: Arc::clone(&shared.ktls),
-        heads: HeadLimits::with_size(config.limits.header_size),
-        patience: config.limits.header_timeout,
         drain: Rc::clone(drain),
     }
 }

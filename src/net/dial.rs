@@ -106,6 +106,8 @@ pub struct Dialer {
 
 #[derive(Default)]
 struct Idle {
+    /// None is kept any more.
+    retired: bool,
     count: usize,
     by_origin: HashMap<Origin, Vec<(Instant, Conn)>>,
 }
@@ -148,7 +150,7 @@ impl Dialer {
         if idle.count >= IDLE_MAX {
             idle.sweep();
         }
-        if idle.count >= IDLE_MAX || !conn.is_quiet() {
+        if idle.retired || idle.count >= IDLE_MAX || !conn.is_quiet() {
             return;
         }
         let conns = idle.by_origin.entry(origin).or_default();
@@ -156,6 +158,13 @@ impl Dialer {
             conns.push((Instant::now(), conn));
             idle.count += 1;
         }
+    }
+
+    /// Closes the idle connections and keeps none from here on: another dialer makes the new ones.
+    pub fn retire(&self) {
+        let mut idle = self.idle.borrow_mut();
+        idle.clear();
+        idle.retired = true;
     }
 
     /// Closes idle connections that have grown too old; called now and then.
@@ -227,7 +236,7 @@ impl Dialer {
         let mut first = connect_first(&allowed, limit).await;
         if first.as_ref().is_err_and(sys::socket::is_out_of_files) {
             // Idle connections hold what this one needs.
-            *self.idle.borrow_mut() = Idle::default();
+            self.idle.borrow_mut().clear();
             first = connect_first(&allowed, limit).await;
         }
         match first {
@@ -261,6 +270,11 @@ impl Dialer {
 }
 
 impl Idle {
+    fn clear(&mut self) {
+        self.by_origin.clear();
+        self.count = 0;
+    }
+
     fn sweep(&mut self) {
         self.by_origin.retain(|_, conns| {
             conns.retain(|(since, conn)| since.elapsed() < IDLE_TIME && conn.is_quiet());

@@ -10,6 +10,7 @@ mod answer;
 mod candidate;
 mod challenge;
 mod deliver;
+mod desk;
 mod drain;
 mod exchange;
 mod fetch;
@@ -34,6 +35,7 @@ use std::time::Duration;
 
 pub use self::answer::Reply;
 pub use self::challenge::{Challenge, bearer_challenge, token_in};
+pub use self::desk::{Desk, Generation};
 pub use self::drain::{Drain, guarded};
 pub use self::own::{Pseudonym, refuse_own_parent};
 pub use self::prove::{Access, Asking};
@@ -70,9 +72,16 @@ pub struct Limits {
     pub max_requests: usize,
     /// Resumptions of one fill.
     pub retries: u32,
+    /// Connections of clients from which on new ones are closed at once.
+    pub max_connections: usize,
+    /// Of these, those of one client.
+    pub max_connections_per_client: usize,
+    /// From how many on they wait, where there are no descriptors to serve as many.
+    pub connections_served: Option<usize>,
 }
 
-/// Everything a request needs, on one core.
+/// Everything a request needs, on one core; it never changes. Another configuration makes another
+/// worker, which a [`Desk`] gives to the requests that begin from then on.
 pub struct Worker {
     /// The rules; a clone of its own for each core.
     pub policy: Policy,

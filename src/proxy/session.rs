@@ -1,5 +1,6 @@
 //! One client connection: its requests one after the other, and how it may end.
 
+use std::cell::Cell;
 use std::net::IpAddr;
 use std::pin::pin;
 use std::rc::Rc;
@@ -9,7 +10,7 @@ use super::answer::Answer;
 use super::exchange::exchange;
 use super::record::{Record, Why};
 use super::url::Url;
-use super::{Worker, tunnel};
+use super::{Desk, Drain, Worker, tunnel};
 use crate::http::{Authority, Host, Malformed, Method, RequestHead, Target, Version, split_path};
 use crate::net::{Conn, Either, NetError, race};
 use crate::stats::{Outcome, Stats};
@@ -33,12 +34,20 @@ pub struct Client {
     pub fixed: Option<Url>,
     /// The request that is being answered.
     pub record: Record,
+    /// By which configuration it may be a client.
+    pub admitted: Cell<u64>,
 }
 
 impl Client {
     /// A client that has not asked for anything yet.
-    pub fn new(conn: Conn, fixed: Option<Url>) -> Client {
-        Client { conn, fixed, record: Record::new() }
+    pub fn new(conn: Conn, fixed: Option<Url>, admitted: u64) -> Client {
+        Client { conn, fixed, record: Record::new(), admitted: Cell::new(admitted) }
+    }
+
+    /// Whether `allow_clients` of the worker that the desk has just given out lets it be one.
+    fn is_welcome(&self, desk: &Desk, worker: &Worker) -> bool {
+        let generation = desk.generation();
+        self.admitted.replace(generation) == generation || worker.policy.client_allowed(self.ip())
     }
 
     /// Notes the end of a request and how it came to it.
@@ -90,39 +99,41 @@ pub enum End {
 }
 
 /// Serves a new connection until it ends. Clients that `allow_clients` leaves out get 403.
-pub async fn serve(worker: Rc<Worker>, conn: Conn) {
+pub async fn serve(desk: Rc<Desk>, conn: Conn) {
+    let worker = desk.worker();
     Stats::add(&worker.stats.accepted, 1);
-    let client = Box::new(Client::new(conn, None));
-    if !worker.policy.client_allowed(client.ip()) {
-        Stats::add(&worker.stats.refused, 1);
-        tracing::info!(client = %client.ip(), "client refused by proxy.allow_clients");
-        return Box::pin(turn_away(&worker, &client)).await;
+    let client = Box::new(Client::new(conn, None, desk.generation()));
+    if worker.policy.client_allowed(client.ip()) {
+        drop(worker);
+        return run(&desk, client).await;
     }
-    run(&worker, client).await;
+    if let End::Unread = Box::pin(turn_away(&worker, &client)).await {
+        linger(&client.conn).await;
+    }
 }
 
-async fn turn_away(worker: &Worker, client: &Client) {
+async fn turn_away(worker: &Worker, client: &Client) -> End {
+    Stats::add(&worker.stats.refused, 1);
+    tracing::info!(client = %client.ip(), "client refused by proxy.allow_clients");
     let message = format!("{} is not in proxy.allow_clients", client.ip());
     let answer = Answer::new(403, "DENIED", message);
     // The request is read first: a client that is still sending would not see the answer.
     let wait = worker.limits.header_timeout;
     let head = client.conn.request_head(&worker.limits.heads, wait, wait).await;
-    let Ok(Some(head)) = head else { return };
+    let Ok(Some(head)) = head else { return End::Idle };
     client.record.begin(worker, Some(&head.fields));
     client.record.settle(Outcome::Refused, Why::Denied, None);
-    if let Err(End::Unread) = refuse(worker, client, &head, &answer).await {
-        linger(&client.conn).await;
-    }
+    refuse(worker, client, &head, &answer).await.err().unwrap_or(End::Broken)
 }
 
 /// The requests of a connection, outside or inside a tunnel.
 ///
 /// Whatever is not needed while a connection is idle is on the heap, and only while it is needed:
 /// most connections are idle most of the time.
-pub async fn run(worker: &Rc<Worker>, client: Box<Client>) {
-    client.conn.set_patience(worker.limits.idle_timeout);
+pub async fn run(desk: &Rc<Desk>, client: Box<Client>) {
+    client.conn.set_patience(desk.worker().limits.idle_timeout);
     // On the heap, to be gone before a tunnel is opened: the session inside has requests, too.
-    let end = Box::pin(requests(worker, &client)).await;
+    let end = Box::pin(requests(desk, &client)).await;
     tracing::trace!(client = %client.ip(), ?end, "session ended");
     match end {
         End::Idle => Box::pin(client.conn.finish()).await,
@@ -131,51 +142,57 @@ pub async fn run(worker: &Rc<Worker>, client: Box<Client>) {
         End::Unread => Box::pin(linger(&client.conn)).await,
         End::Broken => {
             if client.conn.was_overdue() {
-                Stats::add(&worker.stats.limited_idle_time, 1);
+                Stats::add(&desk.worker().stats.limited_idle_time, 1);
             }
             client.conn.abort();
         }
         End::Tunnel => {}
-        End::Opened(fixed) => Box::pin(tunnel::open(worker, client, fixed)).await,
+        End::Opened(fixed) => Box::pin(tunnel::open(desk, client, fixed)).await,
     }
 }
 
-async fn requests(worker: &Rc<Worker>, client: &Client) -> End {
-    let mut left = worker.limits.max_requests;
+/// Whoever waits holds no worker: each request has the one that is there when it begins.
+async fn requests(desk: &Rc<Desk>, client: &Client) -> End {
+    let drain = Rc::clone(&desk.worker().drain);
+    let mut begun = 0;
     loop {
-        let is_new = left == worker.limits.max_requests;
-        let stirs = pin!(client.conn.stirs_within(worker.limits.idle_timeout));
-        let stopping = pin!(stopping(worker, is_new));
+        let idle_timeout = desk.worker().limits.idle_timeout;
+        let stirs = pin!(client.conn.stirs_within(idle_timeout));
+        let stopping = pin!(stopping(&drain, begun == 0));
         match race(stirs, stopping).await {
             Either::Left(Ok(())) => {}
             Either::Left(Err(error)) => {
-                return Box::pin(unreadable(worker, client, &error)).await;
+                return Box::pin(unreadable(&desk.worker(), client, &error)).await;
             }
             Either::Right(()) => return End::Idle,
         }
-        if let Err(end) = Box::pin(next(worker, client, &mut left)).await {
+        let worker = desk.worker();
+        if !client.is_welcome(desk, &worker) {
+            return Box::pin(turn_away(&worker, client)).await;
+        }
+        if let Err(end) = Box::pin(next(&worker, client, &mut begun)).await {
             return end;
         }
-        if worker.drain.has_begun() || client.conn.is_spent() {
+        if drain.has_begun() || client.conn.is_spent() {
             return End::Answered;
         }
     }
 }
 
 /// Waits until no further request is to be begun; one that a new client has sent already still is.
-async fn stopping(worker: &Worker, is_new: bool) {
-    worker.drain.begun().await;
+async fn stopping(drain: &Drain, is_new: bool) {
+    drain.begun().await;
     if is_new {
         Box::pin(monoio::time::sleep(LAST_CALL)).await;
     }
 }
 
 /// Reads a request and answers it.
-async fn next(worker: &Rc<Worker>, client: &Client, left: &mut usize) -> Result<(), End> {
+async fn next(worker: &Rc<Worker>, client: &Client, begun: &mut usize) -> Result<(), End> {
     let limits = &worker.limits;
-    let is_new = *left == limits.max_requests;
+    let is_new = *begun == 0;
     let head = client.conn.request_head(&limits.heads, limits.idle_timeout, limits.header_timeout);
-    let head = match race(pin!(head), pin!(stopping(worker, is_new))).await {
+    let head = match race(pin!(head), pin!(stopping(&worker.drain, is_new))).await {
         Either::Left(Ok(Some(head))) => head,
         Either::Left(Ok(None)) | Either::Right(()) => return Err(End::Idle),
         Either::Left(Err(error)) => return Err(unreadable(worker, client, &error).await),
@@ -188,8 +205,8 @@ async fn next(worker: &Rc<Worker>, client: &Client, left: &mut usize) -> Result<
     if head.method == Method::CONNECT {
         return Box::pin(tunnel::connect(worker, client, head)).await;
     }
-    *left = left.saturating_sub(1);
-    exchange(worker, client, head, *left == 0).await
+    *begun += 1;
+    exchange(worker, client, head, *begun >= limits.max_requests).await
 }
 
 /// What to answer a request of nobody that `proxy.users` knows. Inside a tunnel the credentials of

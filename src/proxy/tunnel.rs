@@ -2,11 +2,11 @@
 
 use std::rc::Rc;
 
-use super::Worker;
 use super::answer::Answer;
 use super::record::Why;
 use super::session::{Client, End, run};
 use super::url::Url;
+use super::{Desk, Worker};
 use crate::http::{Authority, Fields, Host, RequestHead, Scheme, Target, Version, request_framing};
 use crate::net::{NetError, relay};
 use crate::policy::{HostVerdict, Refusal};
@@ -127,8 +127,9 @@ async fn relay_bytes(
 
 /// Opens the tunnel's TLS with a certificate for the host of the CONNECT, and serves what is
 /// inside.
-pub async fn open(worker: &Rc<Worker>, client: Box<Client>, fixed: Url) {
-    let (ip, host) = (client.ip(), fixed.host.clone());
+pub async fn open(desk: &Rc<Desk>, client: Box<Client>, fixed: Url) {
+    let worker = desk.worker();
+    let (ip, host, admitted) = (client.ip(), fixed.host.clone(), client.admitted.get());
     if client.conn.write(ESTABLISHED).await.is_err() {
         return;
     }
@@ -145,7 +146,8 @@ pub async fn open(worker: &Rc<Worker>, client: Box<Client>, fixed: Url) {
     match Box::pin(client.conn.accept_tls(config)).await {
         Ok(conn) => {
             Stats::add(&worker.stats.handshakes, 1);
-            Box::pin(run(worker, Box::new(Client::new(conn, Some(fixed))))).await;
+            drop(worker);
+            Box::pin(run(desk, Box::new(Client::new(conn, Some(fixed), admitted)))).await;
         }
         Err(error) if error.is_alert() => {
             Stats::add(&worker.stats.handshakes_failed, 1);

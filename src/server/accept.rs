@@ -15,7 +15,7 @@ use socket2::Socket;
 use super::clients::Clients;
 use crate::admin::Admin;
 use crate::net::{Conn, Either, race};
-use crate::proxy::{self, Drain, Worker, guarded};
+use crate::proxy::{self, Desk, Drain, guarded};
 use crate::stats::Stats;
 
 /// Connections the kernel holds for us until they are accepted.
@@ -24,28 +24,18 @@ const BACKLOG: i32 = 4096;
 /// Pause after an accept that failed, for want of descriptors as a rule.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// How many connections are served at once.
-#[derive(Clone)]
-pub struct Crowd {
-    /// Open connections from which on new ones are closed at once.
-    pub refuse_at: usize,
-    /// From which on they wait to be accepted, where there are no descriptors to serve so many.
-    pub wait_at: Option<usize>,
-    /// Those of each client.
-    pub clients: Arc<Clients>,
-}
-
 /// Takes in the connections of one listener until it is time to stop.
-pub async fn accept_clients(worker: Rc<Worker>, listener: TcpListener, crowd: Crowd) {
-    let drain = Rc::clone(&worker.drain);
+pub async fn accept_clients(desk: Rc<Desk>, listener: TcpListener, clients: Arc<Clients>) {
+    let drain = Rc::clone(&desk.worker().drain);
     accept(&drain, listener, async |conn: Conn| {
-        let stats = &worker.stats;
+        let worker = desk.worker();
+        let (stats, limits) = (Arc::clone(&worker.stats), &worker.limits);
         let open = || stats.connections.load(Ordering::Relaxed);
-        if open() >= crowd.refuse_at as u64 {
+        if open() >= limits.max_connections as u64 {
             Stats::add(&stats.overflowed, 1);
             return;
         }
-        let place = match crowd.clients.enter(conn.peer().ip()) {
+        let place = match clients.enter(conn.peer().ip(), limits.max_connections_per_client) {
             Ok(place) => place,
             Err(too_many) => {
                 Stats::add(&stats.limited_per_client, 1);
@@ -57,26 +47,29 @@ pub async fn accept_clients(worker: Rc<Worker>, listener: TcpListener, crowd: Cr
             }
         };
         Stats::add(&stats.connections, 1);
-        let serving = Rc::clone(&worker);
+        let (serving, counted) = (Rc::clone(&desk), Arc::clone(&stats));
         monoio::spawn(async move {
-            guarded(proxy::serve(Rc::clone(&serving), conn)).await;
+            guarded(proxy::serve(serving, conn)).await;
             drop(place);
-            Stats::sub(&serving.stats.connections, 1);
+            Stats::sub(&counted.connections, 1);
         });
-        let Some(wait_at) = crowd.wait_at else { return };
-        while open() >= wait_at as u64 && !worker.drain.has_begun() {
+        let is_full = || {
+            let most = desk.worker().limits.connections_served;
+            most.is_some_and(|most| open() >= most as u64)
+        };
+        while is_full() && !drain.has_begun() {
             monoio::time::sleep(ACCEPT_PAUSE).await;
         }
     })
     .await;
 }
 
-/// Takes in the connections of the admin listener, at most `most` at once.
-pub async fn accept_admin(admin: Rc<Admin>, listener: TcpListener, most: usize) {
+/// Takes in the connections of the admin listener.
+pub async fn accept_admin(admin: Rc<Admin>, listener: TcpListener) {
     let drain = Rc::clone(&admin.drain);
     let open = Rc::new(Cell::new(0));
     accept(&drain, listener, async |conn: Conn| {
-        if open.get() >= most {
+        if open.get() >= admin.live.config().limits.max_admin_connections {
             Stats::add(&admin.stats.limited_admin, 1);
             return;
         }

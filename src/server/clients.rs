@@ -8,8 +8,8 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// The connections of all clients, for the whole process.
+#[derive(Default)]
 pub struct Clients {
-    most: usize,
     rows: Mutex<HashMap<IpAddr, Row>>,
 }
 
@@ -34,17 +34,12 @@ pub struct Place {
 }
 
 impl Clients {
-    /// `most`: connections of one client.
-    pub fn new(most: usize) -> Clients {
-        Clients { most, rows: Mutex::default() }
-    }
-
-    /// Takes a place for a connection from this address.
-    pub fn enter(self: &Arc<Clients>, address: IpAddr) -> Result<Place, TooMany> {
+    /// Takes a place for a connection from this address, where `most` are for each.
+    pub fn enter(self: &Arc<Clients>, address: IpAddr, most: usize) -> Result<Place, TooMany> {
         let client = client(address);
         let mut rows = self.rows();
         let row = rows.entry(client).or_default();
-        if row.open >= self.most {
+        if row.open >= most {
             return Err(TooMany { first: !std::mem::replace(&mut row.told, true) });
         }
         row.open += 1;
@@ -90,14 +85,14 @@ mod tests {
 
     #[test]
     fn each_client_has_so_many_places_and_gets_them_back() {
-        let clients = Arc::new(Clients::new(2));
-        let first = clients.enter(ip("192.0.2.1")).ok().unwrap();
-        let second = clients.enter(ip("::ffff:192.0.2.1")).ok().unwrap();
-        assert_eq!(clients.enter(ip("192.0.2.1")).err(), Some(TooMany { first: true }));
-        assert_eq!(clients.enter(ip("192.0.2.1")).err(), Some(TooMany { first: false }));
-        let other = clients.enter(ip("192.0.2.2")).ok().unwrap();
+        let clients = Arc::new(Clients::default());
+        let first = clients.enter(ip("192.0.2.1"), 2).ok().unwrap();
+        let second = clients.enter(ip("::ffff:192.0.2.1"), 2).ok().unwrap();
+        assert_eq!(clients.enter(ip("192.0.2.1"), 2).err(), Some(TooMany { first: true }));
+        assert_eq!(clients.enter(ip("192.0.2.1"), 2).err(), Some(TooMany { first: false }));
+        let other = clients.enter(ip("192.0.2.2"), 2).ok().unwrap();
         drop(first);
-        let third = clients.enter(ip("192.0.2.1")).ok().unwrap();
+        let third = clients.enter(ip("192.0.2.1"), 2).ok().unwrap();
         assert_eq!(clients.rows().len(), 2);
         drop((second, third, other));
         assert!(clients.rows().is_empty(), "nobody is remembered");

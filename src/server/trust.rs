@@ -1,11 +1,7 @@
 //! From the configuration to whom the proxy trusts.
 
-use std::sync::Arc;
-
-use crate::config::{self, Access, Config, ConfigError, HostPattern};
-use crate::http::Host;
-use crate::net::{CaOptions, Ktls, Pinned, Subtree, TlsSetup, client_config};
-use crate::policy::Policy;
+use crate::config::{self, Access, Config, HostPattern};
+use crate::net::{CaOptions, Ktls, Subtree};
 
 /// Where the CA is and what it is for.
 pub fn ca_options(config: &Config) -> CaOptions {
@@ -38,20 +34,10 @@ pub fn open_doors(config: &Config) -> Vec<&'static str> {
         (
             admin.api_token.is_none() && !admin.api_bind.to_canonical().is_loopback(),
             "proxy.api_bind is no loopback address and there is no proxy.api_token: whoever \
-             reaches the admin port may clear the cache",
+             reaches the admin port may clear the cache and change the settings",
         ),
     ];
     doors.into_iter().filter_map(|(open, words)| open.then_some(words)).collect()
-}
-
-/// How TLS is spoken with upstreams; reads the files of `tls.upstream_ca`.
-pub fn upstream_tls(config: &Config, policy: &Policy) -> Result<TlsSetup, ConfigError> {
-    let pins = policy.clone();
-    let pinned: Pinned = Arc::new(move |host: &Host, key: &[u8]| pins.pinned(host, key));
-    let pinned = policy.has_pins().then_some(pinned);
-    client_config(&config.tls.upstream_ca, pinned).map_err(|(n, why)| {
-        config.error(&format!("tls.upstream_ca[{n}]"), &why, "a file of PEM certificates")
-    })
 }
 
 /// What TLS goes to the kernel.
