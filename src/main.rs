@@ -52,6 +52,8 @@ enum Command {
     ///
     /// Exit code 0: all entries are whole. 3: damaged ones were found, and removed.
     Verify,
+    /// Ask the proxy that runs here with this configuration whether it is well; for a container.
+    Health,
     /// Print a completion script, for a file that the shell reads at its start.
     Completions {
         /// The shell.
@@ -112,6 +114,7 @@ fn main() -> ExitCode {
                 Err(error) => complain(2, &error),
             }
         }
+        Some(Command::Health) => configured(|config| health(&config)),
         Some(Command::Completions { shell }) => completions(shell),
         Some(Command::Man { directory }) => manual(&directory),
     }
@@ -203,6 +206,13 @@ fn examine(config: &Config, options: &doctor::Options) -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(1),
         Err(error) => complain(2, &error),
+    }
+}
+
+fn health(config: &Config) -> ExitCode {
+    match doctor::health(config) {
+        Ok(said) => print(&format!("{}\n", said.trim_end())),
+        Err(error) => complain(1, &error),
     }
 }
 

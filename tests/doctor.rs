@@ -172,3 +172,22 @@ fn the_proxys_own_host_is_looked_at() {
         assert!(seen.stdout.contains(what), "no {what} in {}", seen.stdout);
     }
 }
+
+#[test]
+fn health_is_the_running_proxys_and_its_absence_is_one_line() {
+    let mut setup = Setup::new();
+    let proxy = setup.start();
+    let port = proxy.admin_address().port();
+    // As a container's engine asks: with the configuration that the proxy was started with. A proxy
+    // on all addresses is asked on this machine's own.
+    for (bind, code) in [("127.0.0.1", 0), ("0.0.0.0", 0), ("127.0.0.2", 1)] {
+        setup.set(json!({ "proxy": { "api_bind": bind, "api_port": port } }));
+        let config = setup.write_config().display().to_string();
+        let seen = setup.run(&["health", "--config", &config]);
+        assert_eq!(seen.code, Some(code), "{bind}: {seen:?}");
+        match code {
+            0 => assert!(seen.stdout.contains("\"status\":\"ok\""), "{seen:?}"),
+            _ => assert_eq!((&*seen.stdout, seen.stderr.lines().count()), ("", 1), "{seen:?}"),
+        }
+    }
+}

@@ -9,6 +9,7 @@ mod host;
 mod pull;
 
 use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -110,6 +111,26 @@ pub fn examine(
         host::look(config).into_iter().for_each(&mut note);
     }
     Ok(well)
+}
+
+/// Asks the running proxy's admin port whether it is well: what it says, or why it does not.
+///
+/// # Errors
+/// Where it can't be asked or does not answer 200, in one line.
+pub fn health(config: &Config) -> Result<String, String> {
+    let ip = match config.proxy.api_bind {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    let address = SocketAddr::new(ip, config.proxy.api_port);
+    let admin = Proxy::parse(&format!("http://{address}"))
+        .ok_or_else(|| format!("{address} is no address to ask: see proxy.api_port"))?;
+    match admin.own("/health") {
+        Ok(said) if said.status() == 200 => Ok(String::from_utf8_lossy(&said.body).into_owned()),
+        Ok(said) => Err(format!("{admin} answers {}", said.status())),
+        Err(error) => Err(format!("{admin} does not answer: {error}")),
+    }
 }
 
 fn named_proxy(config: &Config, options: &Options) -> Result<Proxy, String> {
