@@ -333,7 +333,11 @@ fn a_bad_document_changes_nothing_and_says_why() {
         assert_eq!(response.status, 400, "{file}");
         assert!(response.text().contains(named), "{file}: {}", response.text());
         proxy.signal("HUP");
-        proxy.wait_log(&["ERROR", "the configuration stays as it was", named]);
+        // Of the request, and of the signal.
+        wait_until("two lines that say so", || {
+            let said = |line: &&String| line.contains("stays as it was") && line.contains(named);
+            (proxy.log().iter().filter(said).count() == 2).then_some(())
+        });
         unchanged(file);
     }
     fs::remove_file(setup.path("config.yaml")).expect("the file");
