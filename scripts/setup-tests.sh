@@ -1,15 +1,29 @@
 #!/usr/bin/env bash
 # Installs the Debian packages that the tests drive: real registries and clients, and the tools that
-# make images, certificates, namespaces and emulated machines. Does nothing where all are there.
-# Starts no service.
+# make images, certificates, namespaces and emulated machines; and what drives the browser, below
+# the target directory. Does nothing where all are there. Starts no service.
 set -euo pipefail
+target=${CARGO_TARGET_DIR:-$(dirname "$0")/../target}
 
 packages=(
-  busybox-static ca-certificates containerd cpio curl debian-archive-keyring debootstrap
-  docker-registry docker.io dpkg-dev e2fsprogs gcc gnuplot-nox haproxy iproute2 kmod libc6-dev nginx
+  busybox-static ca-certificates chromium containerd cpio curl debian-archive-keyring debootstrap
+  docker-registry docker.io dpkg-dev e2fsprogs fonts-dejavu-core gcc gnuplot-nox haproxy iproute2 kmod libc6-dev nginx
   openssl procps prometheus python3 qemu-system-x86 skopeo squid-openssl strace systemd util-linux
   valgrind xz-utils
 )
+
+# Node drives the browser; whichever is there will do.
+command -v node >/dev/null || packages+=(nodejs)
+command -v npm >/dev/null || packages+=(npm)
+
+browser_tools() {
+  local driver=playwright-core@1.65.1 tools=$target/browser-tools
+  [ -e "$tools/$driver" ] && return
+  mkdir -p "$tools"
+  echo "setup-tests.sh: installing $driver"
+  npm install --prefix "$tools" --no-audit --no-fund --ignore-scripts --silent "$driver" >/dev/null
+  touch "$tools/$driver"
+}
 
 missing=()
 for package in "${packages[@]}"; do
@@ -17,6 +31,7 @@ for package in "${packages[@]}"; do
   [ "$state" = installed ] || missing+=("$package")
 done
 if [ "${#missing[@]}" -eq 0 ]; then
+  browser_tools
   exit 0
 fi
 if [ "$(id -u)" -ne 0 ]; then
@@ -37,3 +52,4 @@ echo "setup-tests.sh: installing ${missing[*]}"
 export DEBIAN_FRONTEND=noninteractive
 apt-get update -qq
 apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+browser_tools

@@ -1,16 +1,20 @@
-//! The admin listener: health, statistics, deletion, and the configuration (`config`).
+//! The admin listener: health, statistics, deletion, the configuration (`config`), and the
+//! page (`page`).
 //!
 //! It is reached from browsers too, by way of any page somebody has open: so it answers only to
 //! names that are its own (against DNS rebinding) and to pages from itself (against request
 //! forgery).
 
+mod chart;
 mod config;
+mod live;
+mod page;
 
 use std::rc::Rc;
 use std::sync::Arc;
 
 use serde::Serialize;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
 use crate::cache::Cache;
@@ -23,7 +27,7 @@ use crate::key::{Digest, Key};
 use crate::live::Live;
 use crate::net::{BodyReader, Conn, Either, Ktls, NetError, race};
 use crate::proxy::{Drain, Reply, linger};
-use crate::stats::{Dialect, Moment, OUTCOMES, Outcome, Stats, Times};
+use crate::stats::{Dialect, Moment, Stats};
 use crate::sys;
 
 /// Bytes of a request's body at most.
@@ -119,20 +123,29 @@ impl Admin {
             return answer;
         }
         let (path, _) = split_path(target);
-        if path != "/health" && !has_token(&config, head) {
+        let reads = head.method == Method::GET || head.method == Method::HEAD;
+        let has_token = has_token(&config, head);
+        if reads && let Some(answer) = page::for_everybody(path, has_token) {
+            return answer;
+        }
+        if path != "/health" && !has_token {
             let message = "Authorization: Bearer with proxy.api_token";
             let extra = "WWW-Authenticate: Bearer realm=\"discobot-proxy\"\r\n";
             return Answer { extra, ..refusal(401, "UNAUTHORIZED", message) };
         }
-        let reads = head.method == Method::GET || head.method == Method::HEAD;
         let deletes = head.method == Method::DELETE;
         match path {
             "/health" if reads => Answer::json(200, &self.health()),
+            "/" if reads => self.live_figures(page::page).await,
+            "/api/live" if reads => self.live_figures(live::document).await,
             "/metrics" if reads => self.metrics(head).await,
-            "/api/cache/stats" if reads => Answer::json(200, &self.statistics()),
+            "/api/cache/stats" if reads => {
+                Answer::json(200, &live::statistics(&self.stats, &self.cache))
+            }
             "/api/cache" if deletes => self.clear().await,
             "/api/config" | "/api/config/reload" => self.configuration(head, path, body).await,
-            "/health" | "/metrics" | "/api/cache/stats" => not_allowed("Allow: GET, HEAD\r\n"),
+            "/" | "/health" | "/metrics" | "/api/cache/stats" | "/api/live" | "/page.css"
+            | "/page.js" | "/page.svg" => not_allowed("Allow: GET, HEAD\r\n"),
             "/api/cache" => not_allowed("Allow: DELETE\r\n"),
             _ => match path.strip_prefix("/api/cache/").and_then(Digest::parse) {
                 Some(digest) if deletes => self.remove(digest).await,
@@ -151,29 +164,6 @@ impl Admin {
             "ktls": { "suites": self.ktls.suites(), "why": self.ktls.why() },
             "scanning": self.cache.is_scanning(),
         })
-    }
-
-    fn statistics(&self) -> Value {
-        let sizes = self.cache.sizes();
-        let mut all: Map<String, Value> =
-            self.stats.counters().map(|(name, value)| (name.to_owned(), value.into())).collect();
-        let count = |name: &str| all.get(name).and_then(Value::as_u64).unwrap_or_default();
-        let (hits, misses) = (count("hits"), count("misses"));
-        let asked = hits + misses;
-        let rate = if asked == 0 { 0.0 } else { hits as f64 / asked as f64 };
-        let figures = self.stats.figures();
-        let saved = figures.bytes(Outcome::Hit) + figures.bytes(Outcome::Joined);
-        let sent: u64 = OUTCOMES.iter().map(|outcome| figures.bytes(*outcome)).sum();
-        let percent = if sent == 0 { 0.0 } else { saved as f64 * 100.0 / sent as f64 };
-        all.insert("bytes_saved".to_owned(), saved.into());
-        all.insert("bytes_saved_percent".to_owned(), percent.into());
-        all.insert("hit_rate".to_owned(), rate.into());
-        all.insert("current_size".to_owned(), sizes.stored.into());
-        all.insert("entries".to_owned(), sizes.entries.into());
-        all.insert("fills".to_owned(), sizes.fills.into());
-        all.insert("time_to_head_us".to_owned(), quantiles(&figures.first_byte));
-        all.insert("duration_us".to_owned(), quantiles(&figures.whole));
-        Value::Object(all)
     }
 
     /// In OpenMetrics for who asks for that, as Prometheus does. Off this core: it serves clients.
@@ -212,6 +202,14 @@ impl Admin {
             Ok(Err(error)) => failure(&error),
             Err(error) => failure(&format!("{error:?}")),
         }
+    }
+
+    /// What `show` makes of the live figures. Off this core, too.
+    async fn live_figures(&self, show: fn(&Value) -> Answer) -> Answer {
+        let (stats, cache) = (Arc::clone(&self.stats), self.cache.clone());
+        let config = self.live.config();
+        let tell = move || show(&live::figures(&stats, &cache, &config.cache));
+        monoio::spawn_blocking(tell).await.unwrap_or_else(|error| failure(&format!("{error:?}")))
     }
 
     async fn clear(&self) -> Answer {
@@ -272,18 +270,6 @@ fn has_token(config: &Config, head: &RequestHead) -> bool {
         _ => return false,
     };
     same(given.as_bytes(), token.expose().as_bytes())
-}
-
-/// Of each outcome there was: how often, and microseconds at 50, 90, 99 and 99.9 per cent.
-fn quantiles(times: &[Option<Times>]) -> Value {
-    let all = OUTCOMES.iter().zip(times).filter_map(|(outcome, times)| {
-        let times = times.as_ref()?;
-        let [p50, p90, p99, p999] = times.quantiles();
-        let count = times.count();
-        let value = json!({"count": count, "p50": p50, "p90": p90, "p99": p99, "p99.9": p999});
-        Some((outcome.as_str().to_owned(), value))
-    });
-    Value::Object(all.collect())
 }
 
 /// Reads a request's body; it may hold secrets. The error is the refusal of one that is not in

@@ -77,7 +77,7 @@ fn entries_are_removed_one_by_one_and_all_at_once() {
 fn unknown_paths_and_methods_are_told_apart() {
     let setup = Setup::new();
     let proxy = setup.start();
-    for path in ["/", "/api", "/api/cache/stats/x", "/healthz", "/v2/", "/api/cache/"] {
+    for path in ["/index.html", "/api", "/api/cache/stats/x", "/healthz", "/v2/", "/api/cache/"] {
         let method = if path == "/api/cache/" { "PUT" } else { "GET" };
         assert_eq!(proxy.admin(method, path, &[]).status, 404, "{path}");
     }
