@@ -148,7 +148,7 @@ const steps = {
     assert.ok((await text("disk")).includes("20.0 MB"));
     await page.keyboard.press("Enter");
     await page.locator("#ask[open]").waitFor(WAIT);
-    await page.keyboard.press("Tab");
+    await tabTo("#ask-yes");
     await page.keyboard.press("Enter");
     await page.locator("#status", { hasText: "done, everything: 1 entries, 20.0 MB freed" }).waitFor(WAIT);
     await page.locator("#disk", { hasText: "0 B of" }).waitFor(WAIT);
