@@ -11,7 +11,7 @@
 //!
 //! | layer | modules | may use |
 //! |---|---|---|
-//! | 3 | `main`, [`server`], [`logging`], [`doctor`] | everything below |
+//! | 3 | `main`, [`server`], [`logging`], [`doctor`], [`command`] | everything below |
 //! | 2 | [`proxy`], [`live`], [`admin`] | layers 1 and 0 |
 //! | 1 | [`policy`] | http, key, config |
 //! | 1 | [`cache`] | sys, key, stats |
@@ -69,6 +69,7 @@ pub mod admin;
 pub mod live;
 pub mod proxy;
 
+pub mod command;
 pub mod doctor;
 pub mod logging;
 pub mod server;

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 use discobot_proxy::cache::{self, Progress};
+use discobot_proxy::command::warm;
 use discobot_proxy::config::{Config, Source};
 use discobot_proxy::doctor::{self, Finding};
 use discobot_proxy::live::upstream_tls;
@@ -54,6 +55,11 @@ enum Command {
     Verify,
     /// Ask the proxy that runs here with this configuration whether it is well; for a container.
     Health,
+    /// Pull public images through a running proxy, so that later pulls come from its cache.
+    ///
+    /// Every part is checked against its digest and thrown away. Exit code 1: an image failed, and
+    /// is named with its reason; the others are pulled all the same.
+    Warm(warm::Options),
     /// Print a completion script, for a file that the shell reads at its start.
     Completions {
         /// The shell.
@@ -115,6 +121,10 @@ fn main() -> ExitCode {
             }
         }
         Some(Command::Health) => configured(|config| health(&config)),
+        Some(Command::Warm(options)) => match source.load() {
+            Ok(config) => warm_up(&config, &options),
+            Err(error) => complain(2, &error),
+        },
         Some(Command::Completions { shell }) => completions(shell),
         Some(Command::Man { directory }) => manual(&directory),
     }
@@ -203,6 +213,15 @@ fn warn(ca: &Ca) {
 fn examine(config: &Config, options: &doctor::Options) -> ExitCode {
     let mut tell = |finding: &Finding| _ = print(&finding.to_string());
     match doctor::examine(config, options, &mut tell) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(1),
+        Err(error) => complain(2, &error),
+    }
+}
+
+fn warm_up(config: &Config, options: &warm::Options) -> ExitCode {
+    let mut tell = |line: &str| _ = print(&format!("{line}\n"));
+    match warm::run(config, options, &mut tell, &mut |failure| say(failure)) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(1),
         Err(error) => complain(2, &error),

@@ -1,15 +1,24 @@
 //! One question to the proxy, by HTTP/1.0: the answer ends with the connection.
 
 use std::fmt;
-use std::io::{Read, Write};
+use std::io::{Chain, Cursor, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
 use std::time::Duration;
 
 use crate::config::ParentProxy;
 use crate::http::{HeadLimits, Parsed, ResponseHead, parse_response};
 
-/// For the connection, and for each silence.
+/// For the connection.
 const PATIENCE: Duration = Duration::from_secs(20);
+
+/// For each silence: longer than the proxy itself waits for upstreams.
+const SILENCE: Duration = Duration::from_secs(70);
+
+/// Bytes of a head read at a time.
+const HEAD_READ: usize = 8 * 1024;
+
+/// What follows a head: the rest of what was read with it, and of the connection.
+pub type Body = Chain<Cursor<Vec<u8>>, TcpStream>;
 
 /// Manifests and configurations are far smaller.
 const ANSWER_MAX: u64 = 16 * 1024 * 1024;
@@ -24,6 +33,13 @@ pub struct Asked {
 }
 
 impl Asked {
+    /// Reads the whole of an answer.
+    pub fn read((head, rest): (ResponseHead, Body)) -> Result<Asked, String> {
+        let mut body = Vec::new();
+        rest.take(ANSWER_MAX).read_to_end(&mut body).map_err(|error| error.to_string())?;
+        Ok(Asked { head, body })
+    }
+
     /// The status.
     pub fn status(&self) -> u16 {
         self.head.status
@@ -48,11 +64,21 @@ impl Proxy {
 
     /// One of its own pages.
     pub fn own(&self, path: &str) -> Result<Asked, String> {
-        self.ask(path, &self.authority(), "")
+        Asked::read(self.ask(path, &self.authority(), "")?)
     }
 
     /// `https://HOST/PATH` through it. `fields` are whole lines.
     pub fn through(&self, host: &str, path: &str, fields: &str) -> Result<Asked, String> {
+        Asked::read(self.open(host, path, fields)?)
+    }
+
+    /// As [`Proxy::through`], with the body left to be read.
+    pub fn open(
+        &self,
+        host: &str,
+        path: &str,
+        fields: &str,
+    ) -> Result<(ResponseHead, Body), String> {
         let target = format!("https://{host}{path}");
         match &self.0.credentials {
             None => self.ask(&target, host, fields),
@@ -63,7 +89,7 @@ impl Proxy {
         }
     }
 
-    fn ask(&self, target: &str, host: &str, fields: &str) -> Result<Asked, String> {
+    fn ask(&self, target: &str, host: &str, fields: &str) -> Result<(ResponseHead, Body), String> {
         let addresses = (&*self.0.host, self.0.port).to_socket_addrs();
         let mut error = "its name has no address".to_owned();
         for address in addresses.map_err(|error| error.to_string())? {
@@ -82,17 +108,31 @@ impl fmt::Display for Proxy {
     }
 }
 
-fn talk(mut stream: TcpStream, target: &str, host: &str, fields: &str) -> Result<Asked, String> {
+fn talk(
+    mut stream: TcpStream,
+    target: &str,
+    host: &str,
+    fields: &str,
+) -> Result<(ResponseHead, Body), String> {
     let request = format!("GET {target} HTTP/1.0\r\nHost: {host}\r\n{fields}\r\n");
-    let mut bytes = Vec::new();
     stream
-        .set_read_timeout(Some(PATIENCE))
-        .and_then(|()| stream.set_write_timeout(Some(PATIENCE)))
+        .set_read_timeout(Some(SILENCE))
+        .and_then(|()| stream.set_write_timeout(Some(SILENCE)))
         .and_then(|()| stream.write_all(request.as_bytes()))
-        .and_then(|()| stream.take(ANSWER_MAX).read_to_end(&mut bytes))
         .map_err(|error| error.to_string())?;
-    match parse_response(&bytes, &HeadLimits::default()) {
-        Ok(Parsed::Complete { head, len }) => Ok(Asked { head, body: bytes.split_off(len) }),
-        Ok(Parsed::Incomplete) | Err(_) => Err("it answers no HTTP".to_owned()),
+    let strange = || "it answers no HTTP".to_owned();
+    let (mut bytes, mut piece) = (Vec::new(), vec![0; HEAD_READ]);
+    loop {
+        match stream.read(&mut piece).map_err(|error| error.to_string())? {
+            0 => return Err(strange()),
+            got => bytes.extend_from_slice(piece.get(..got).unwrap_or_default()),
+        }
+        match parse_response(&bytes, &HeadLimits::default()) {
+            Ok(Parsed::Complete { head, len }) => {
+                return Ok((head, Cursor::new(bytes.split_off(len)).chain(stream)));
+            }
+            Ok(Parsed::Incomplete) => {}
+            Err(_) => return Err(strange()),
+        }
     }
 }

@@ -3,10 +3,10 @@
 //!
 //! It changes nothing and uses blocking calls: it is a command, not a part of the proxy.
 
-mod ask;
+pub(crate) mod ask;
 mod clients;
 mod host;
-mod pull;
+pub(crate) mod pull;
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -90,7 +90,7 @@ pub fn examine(
     options: &Options,
     tell: &mut dyn FnMut(&Finding),
 ) -> Result<bool, String> {
-    let proxy = named_proxy(config, options)?;
+    let proxy = named_proxy(config, options.proxy.as_deref())?;
     let image = options.image.as_deref().map(Image::parse).transpose()?;
     let mut well = true;
     let mut note = |finding: Finding| {
@@ -133,8 +133,8 @@ pub fn health(config: &Config) -> Result<String, String> {
     }
 }
 
-fn named_proxy(config: &Config, options: &Options) -> Result<Proxy, String> {
-    if let Some(named) = &options.proxy {
+pub(crate) fn named_proxy(config: &Config, named: Option<&str>) -> Result<Proxy, String> {
+    if let Some(named) = named {
         return Proxy::parse(named)
             .ok_or_else(|| format!("--proxy wants http://HOST:PORT, not {named:?}"));
     }

@@ -9,7 +9,7 @@ use crate::http::{Authority, Scheme};
 use crate::key::{Digest, Image};
 use crate::proxy::{Url, bearer_challenge, token_in};
 
-const ACCEPT: &str = "Accept: application/vnd.oci.image.index.v1+json, \
+pub const ACCEPT: &str = "Accept: application/vnd.oci.image.index.v1+json, \
     application/vnd.oci.image.manifest.v1+json, \
     application/vnd.docker.distribution.manifest.list.v2+json, \
     application/vnd.docker.distribution.manifest.v2+json\r\n";
@@ -62,7 +62,7 @@ fn pull(proxy: &Proxy, image: &Image) -> Result<bool, String> {
 }
 
 /// What a descriptor names, if it is there: a digest and nothing else, for it goes into a request.
-fn digest(descriptor: &Value) -> Result<Option<&str>, String> {
+pub fn digest(descriptor: &Value) -> Result<Option<&str>, String> {
     let Some(text) = descriptor["digest"].as_str() else { return Ok(None) };
     match Digest::parse(text) {
         Some(_) => Ok(Some(text)),
@@ -70,11 +70,11 @@ fn digest(descriptor: &Value) -> Result<Option<&str>, String> {
     }
 }
 
-fn json(answer: &Asked) -> Result<Value, String> {
+pub fn json(answer: &Asked) -> Result<Value, String> {
     serde_json::from_slice(&answer.body).map_err(|error| format!("its manifest: {error}"))
 }
 
-fn succeeded(answer: Asked) -> Result<Asked, String> {
+pub fn succeeded(answer: Asked) -> Result<Asked, String> {
     if answer.status() == 200 {
         return Ok(answer);
     }
@@ -86,7 +86,7 @@ fn succeeded(answer: Asked) -> Result<Asked, String> {
 }
 
 /// A token for nobody, as the challenge says; `None` where it is no Bearer challenge.
-fn token(proxy: &Proxy, image: &Image, answer: &Asked) -> Result<Option<String>, String> {
+pub fn token(proxy: &Proxy, image: &Image, answer: &Asked) -> Result<Option<String>, String> {
     let challenge = answer.field("www-authenticate").and_then(bearer_challenge);
     let Some(challenge) = challenge else { return Ok(None) };
     let registry = Authority::parse(image.repository.authority());

@@ -1,0 +1,3 @@
+//! Commands that talk to a running proxy, by blocking calls: they are no part of it.
+
+pub mod warm;

@@ -1,0 +1,325 @@
+//! `warm`: pulls public images through a running proxy and throws them away, so that they lie in
+//! its cache. Each part is hashed here too: what is said to be there is whole.
+//!
+//! No credentials are sent: the way to the proxy is not encrypted.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::io::{self, BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use serde_json::Value;
+
+use crate::config::Config;
+use crate::doctor::ask::{Asked, Body, Proxy};
+use crate::doctor::{named_proxy, pull};
+use crate::http::ResponseHead;
+use crate::key::{Algorithm, Digest, Hasher, Image, Reference};
+
+/// Attempts at one part.
+const TRIES: u32 = 5;
+
+/// What is waited before the next attempt at most, whatever the registry asks for.
+const PAUSE_MAX: Duration = Duration::from_secs(60);
+
+/// Manifests of one image at most: an index may name others, and itself.
+const MANIFESTS_MAX: usize = 1000;
+
+/// Bytes of a part read at a time.
+const READ: usize = 128 * 1024;
+
+/// What to pull.
+#[derive(Debug, clap::Args)]
+pub struct Options {
+    /// Where the proxy is; else HTTPS_PROXY, else this machine.
+    #[arg(long, value_name = "URL")]
+    proxy: Option<String>,
+    /// A file of images, one a line; # begins a comment, - is standard input.
+    #[arg(long, value_name = "LIST")]
+    file: Option<PathBuf>,
+    /// Only this platform, as linux/amd64 or linux/arm/v7; may be repeated. Else all.
+    #[arg(long = "platform", value_name = "OS/ARCH")]
+    platforms: Vec<String>,
+    /// Parts pulled at once.
+    #[arg(long, value_name = "N", default_value_t = 4,
+          value_parser = clap::value_parser!(u8).range(1..=64))]
+    jobs: u8,
+    /// The images, such as alpine or ghcr.io/org/app:1.2.
+    #[arg(required_unless_present = "file")]
+    images: Vec<String>,
+}
+
+/// What the parts of images were found to be.
+#[derive(Default)]
+struct Tally {
+    new: u64,
+    new_bytes: u64,
+    there: u64,
+    there_bytes: u64,
+}
+
+impl Tally {
+    fn add(&mut self, other: &Tally) {
+        self.new += other.new;
+        self.new_bytes += other.new_bytes;
+        self.there += other.there;
+        self.there_bytes += other.there_bytes;
+    }
+}
+
+impl fmt::Display for Tally {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Tally { new, new_bytes, there, there_bytes } = *self;
+        let (fresh, old) = (ByteSize(new_bytes).display(), ByteSize(there_bytes).display());
+        write!(f, "new {new} blobs, {}; already there {there}, {}", fresh.iec(), old.iec())
+    }
+}
+
+/// Pulls them all, telling of each image what was new, and of each that failed why; `false` where
+/// one did.
+///
+/// # Errors
+/// A proxy, a list or an image that can't be meant, in one line.
+pub fn run(
+    config: &Config,
+    options: &Options,
+    tell: &mut dyn FnMut(&str),
+    fail: &mut dyn FnMut(&dyn fmt::Display),
+) -> Result<bool, String> {
+    let proxy = named_proxy(config, options.proxy.as_deref())?;
+    let mut names = options.images.clone();
+    if let Some(file) = &options.file {
+        names.extend(listed(file).map_err(|error| format!("{}: {error}", file.display()))?);
+    }
+    let images: Vec<Image> =
+        names.iter().map(|name| Image::parse(name)).collect::<Result<_, _>>()?;
+    for platform in &options.platforms {
+        if !matches!(platform.split('/').count(), 2 | 3) || platform.split('/').any(str::is_empty) {
+            return Err(format!("--platform wants OS/ARCH, such as linux/amd64, not {platform:?}"));
+        }
+    }
+    let (mut all, mut well) = (Tally::default(), true);
+    for image in &images {
+        let puller = Puller { proxy: &proxy, image, options, token: Mutex::default() };
+        let (tally, failures) = puller.pull();
+        for failure in &failures {
+            fail(&format_args!("{image}: {failure}"));
+        }
+        well &= failures.is_empty();
+        tell(&format!("{image}: {tally}"));
+        all.add(&tally);
+    }
+    tell(&format!("{} images: {all}", images.len()));
+    Ok(well)
+}
+
+fn listed(file: &Path) -> io::Result<Vec<String>> {
+    let text: Box<dyn BufRead> = match file == Path::new("-") {
+        true => Box::new(io::stdin().lock()),
+        false => Box::new(BufReader::new(std::fs::File::open(file)?)),
+    };
+    let mut names = Vec::new();
+    for line in text.lines() {
+        let line = line?;
+        let name = line.split('#').next().unwrap_or_default().trim();
+        if !name.is_empty() {
+            names.push(name.to_owned());
+        }
+    }
+    Ok(names)
+}
+
+struct Puller<'a> {
+    proxy: &'a Proxy,
+    image: &'a Image,
+    options: &'a Options,
+    token: Mutex<Option<String>>,
+}
+
+impl Puller<'_> {
+    fn pull(&self) -> (Tally, Vec<String>) {
+        let blobs: Vec<(Digest, u64)> = match self.blobs() {
+            Ok(blobs) => blobs.into_iter().collect(),
+            Err(error) => return (Tally::default(), vec![error]),
+        };
+        let (tally, failures) = (Mutex::new(Tally::default()), Mutex::new(Vec::new()));
+        // Draws on a terminal only.
+        let bars = MultiProgress::new();
+        let total = bars.add(bar(blobs.iter().map(|(_, size)| size).sum(), "total".to_owned()));
+        let next = AtomicUsize::new(0);
+        thread::scope(|scope| {
+            for _ in 0..usize::from(self.options.jobs).min(blobs.len()) {
+                scope.spawn(|| {
+                    while let Some((digest, size)) = blobs.get(next.fetch_add(1, Ordering::Relaxed))
+                    {
+                        let bar = bars.add(bar(*size, digest.hex().chars().take(12).collect()));
+                        match self.blob(digest, *size, &bar) {
+                            Ok(found) => lock(&tally).add(&found),
+                            Err(error) => lock(&failures).push(format!("{digest}: {error}")),
+                        }
+                        bar.finish_and_clear();
+                        total.inc(*size);
+                    }
+                });
+            }
+        });
+        total.finish_and_clear();
+        (std::mem::take(&mut lock(&tally)), std::mem::take(&mut lock(&failures)))
+    }
+
+    /// Digests and sizes of all that the image's manifests name, which are pulled here.
+    fn blobs(&self) -> Result<BTreeMap<Digest, u64>, String> {
+        let mut blobs = BTreeMap::new();
+        let mut seen = BTreeSet::new();
+        let mut left = vec![self.top()?];
+        while let Some(digest) = left.pop() {
+            if !seen.insert(digest.clone()) {
+                continue;
+            }
+            if seen.len() > MANIFESTS_MAX {
+                return Err(format!("more than {MANIFESTS_MAX} manifests"));
+            }
+            let manifest = self.manifest(&digest.to_string())?;
+            if hash(&manifest.body, digest.algorithm()) != digest {
+                return Err(format!("the manifest {digest} has another digest"));
+            }
+            let manifest = pull::json(&manifest)?;
+            if manifest["schemaVersion"] == 1 {
+                return Err("a schema 1 image: push it again by a current client".to_owned());
+            }
+            let list = |name: &str| manifest[name].as_array().map_or(&[][..], Vec::as_slice);
+            for part in list("manifests").iter().filter(|part| self.wants(&part["platform"])) {
+                left.extend(pull::digest(part)?.and_then(Digest::parse));
+            }
+            // Foreign layers lie elsewhere: clients don't ask a registry for them.
+            let own = |part: &&Value| part["urls"].as_array().is_none_or(Vec::is_empty);
+            for part in list("layers").iter().chain([&manifest["config"]]).filter(own) {
+                let Some(digest) = pull::digest(part)?.and_then(Digest::parse) else { continue };
+                let size = part["size"].as_u64().ok_or("a part without a size")?;
+                blobs.insert(digest, size);
+            }
+        }
+        match blobs.is_empty() {
+            true => Err("nothing to pull: no such platform, or no image".to_owned()),
+            false => Ok(blobs),
+        }
+    }
+
+    /// The digest of what the image's name stands for: stored, a tag's manifest is under that.
+    fn top(&self) -> Result<Digest, String> {
+        match &self.image.reference {
+            Reference::Digest(digest) => Ok(digest.clone()),
+            Reference::Tag(tag) => Ok(hash(&self.manifest(tag)?.body, Algorithm::Sha256)),
+        }
+    }
+
+    fn manifest(&self, name: &str) -> Result<Asked, String> {
+        Asked::read(self.open("manifests", name)?)
+    }
+
+    fn wants(&self, platform: &Value) -> bool {
+        let part = |name: &str| platform[name].as_str().unwrap_or_default();
+        self.options.platforms.is_empty()
+            || self.options.platforms.iter().any(|wanted| {
+                let mut words = wanted.split('/');
+                words.next() == Some(part("os"))
+                    && words.next() == Some(part("architecture"))
+                    && words.next().is_none_or(|variant| variant == part("variant"))
+            })
+    }
+
+    /// One blob, again where it broke off: the proxy goes on meanwhile.
+    fn blob(&self, digest: &Digest, size: u64, bar: &ProgressBar) -> Result<Tally, String> {
+        let mut error = String::new();
+        for attempt in 0..TRIES {
+            if attempt > 0 {
+                thread::sleep(Duration::from_millis(200) * attempt);
+            }
+            bar.set_position(0);
+            let (head, mut body) = self.open("blobs", &digest.to_string())?;
+            match check(&mut body, digest, size, bar) {
+                // A second attempt meets what the first one began.
+                Ok(()) if attempt == 0 && head.fields.get_str("x-cache") == Some("HIT") => {
+                    return Ok(Tally { there: 1, there_bytes: size, ..Tally::default() });
+                }
+                Ok(()) => return Ok(Tally { new: 1, new_bytes: size, ..Tally::default() }),
+                Err(why) => error = why,
+            }
+        }
+        Err(error)
+    }
+
+    /// A part's answer of 200, with a token where one is wanted.
+    fn open(&self, kind: &str, name: &str) -> Result<(ResponseHead, Body), String> {
+        let repository = &self.image.repository;
+        let path = format!("/v2/{}/{kind}/{name}", repository.name());
+        for attempt in 1.. {
+            let mut fields = pull::ACCEPT.to_owned();
+            if let Some(token) = &*lock(&self.token) {
+                fields.push_str(&format!("Authorization: Bearer {token}\r\n"));
+            }
+            let answer = self.proxy.open(repository.authority(), &path, &fields)?;
+            match answer.0.status {
+                200 => return Ok(answer),
+                401 if attempt < TRIES => {
+                    let answer = Asked::read(answer)?;
+                    let Some(token) = pull::token(self.proxy, self.image, &answer)? else {
+                        return Err("it wants credentials; only public images are warmed".into());
+                    };
+                    *lock(&self.token) = Some(token);
+                }
+                429 | 503 | 504 if attempt < TRIES => {
+                    let after = answer.0.fields.get_str("retry-after");
+                    let after = after.and_then(|after| after.trim().parse().ok());
+                    let pause = after.unwrap_or(1 << attempt);
+                    thread::sleep(Duration::from_secs(pause).min(PAUSE_MAX));
+                }
+                _ => _ = pull::succeeded(Asked::read(answer)?)?,
+            }
+        }
+        Err("it never answers".to_owned())
+    }
+}
+
+/// Reads a body to its end: it must be of this size and digest.
+fn check(body: &mut Body, digest: &Digest, size: u64, bar: &ProgressBar) -> Result<(), String> {
+    let mut hasher = Hasher::new(digest.algorithm());
+    let (mut read, mut piece) = (0, vec![0; READ]);
+    loop {
+        let got = body.read(&mut piece).map_err(|error| error.to_string())?;
+        if got == 0 {
+            break;
+        }
+        hasher.update(piece.get(..got).unwrap_or_default());
+        read += got as u64;
+        bar.inc(got as u64);
+    }
+    match hasher.finish() == *digest {
+        _ if read != size => Err(format!("{read} bytes came, its manifest says {size}")),
+        true => Ok(()),
+        false => Err("it has another digest".to_owned()),
+    }
+}
+
+fn hash(bytes: &[u8], algorithm: Algorithm) -> Digest {
+    let mut hasher = Hasher::new(algorithm);
+    hasher.update(bytes);
+    hasher.finish()
+}
+
+fn bar(size: u64, name: String) -> ProgressBar {
+    let style = ProgressStyle::with_template("{msg:12} {wide_bar} {bytes}/{total_bytes} {eta}")
+        .unwrap_or_else(|_| ProgressStyle::default_bar());
+    ProgressBar::new(size).with_style(style).with_message(name)
+}
+
+/// A thread that ended by a bug left whole values all the same.
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
