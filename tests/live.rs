@@ -525,7 +525,9 @@ fn sighup_reads_the_file_again() {
 
 #[test]
 fn a_file_that_is_watched_is_followed_however_it_changes() {
-    let mut setup = Setup::new().with(json!({ "proxy": { "watch_config": true } }));
+    let mut setup = Setup::new().with(json!({
+        "proxy": { "watch_config": true }, "logging": { "level": "debug" },
+    }));
     // As Kubernetes has it: the file is a link into a folder that is a link, which is swapped.
     let file = setup.write_config();
     let text = |setup: &mut Setup, value: &str| {
@@ -576,7 +578,11 @@ fn a_file_that_is_watched_is_followed_however_it_changes() {
         fs::write(&file, format!("{bad}{}", "#".repeat(n))).expect("the file");
         proxy.wait_log(&["ERROR", "the configuration stays as it was", "config.yaml:2: no"]);
     }
+    let touched = |line: &&String| line.contains("says what it did");
+    let touches = || proxy.log().iter().filter(touched).count();
+    let before = touches();
     fs::write(&file, &good).expect("the file");
+    wait_until("it was looked at", || (touches() > before).then_some(()));
     in_force(&proxy, "patched");
     text(&mut setup, "good again");
     in_force(&proxy, "good again");

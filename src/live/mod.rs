@@ -167,6 +167,7 @@ impl Live {
         let mut filed = lock(&self.filed);
         let read = self.source.load()?;
         if read == **filed {
+            tracing::debug!("the configuration's file says what it did");
             return Ok(None);
         }
         self.take_over(Ok(read), &mut filed).map(Some)
