@@ -14,6 +14,8 @@ here=$(cd "$(dirname "$0")" && pwd)
 . "$here/common.sh"
 # shellcheck source=scripts/debian.sh
 . "$here/debian.sh"
+# shellcheck source=scripts/registry.sh
+. "$here/registry.sh"
 
 REGISTRY=registry.e2e.test
 ADDRESS=10.78.0.2
@@ -52,55 +54,39 @@ inside() {
   printf '127.0.0.1 localhost\n%s %s\n' "$ADDRESS" "$REGISTRY" >"$scratch/hosts"
   mount --bind "$scratch/hosts" /etc/hosts
 
-  start_registry
+  registry_start "$scratch/registry" "$REGISTRY" "$ADDRESS"
+  pids+=("$registry")
   start_proxy "$binary"
   make_root "$base"
   settings >"$scratch/settings"
   start_engine
-  skopeo --insecure-policy copy --quiet --preserve-digests --dest-tls-verify=false \
-    "oci:$layout:v1" "docker://$IMAGE"
+  registry_fill "$layout" "$IMAGE"
 
   printf '%s\n' "engine: $(in_root docker version --format '{{.Server.Version}}')"
   printf '%s\n' "stats before: $(stats)"
   timed_pull cold
   printf '%s\n' "stats between: $(stats)"
-  local hits fetched
+  local hits first
   hits=$(counter hits)
-  fetched=$(blob_gets)
+  first=$(fetched)
   in_root docker rmi "$IMAGE" >/dev/null
   timed_pull again
   printf '%s\n' "stats after: $(stats)"
 
   local blobs=4 # a configuration and three layers
-  [ "$fetched" -ge "$blobs" ] || fail "the registry gave out only $fetched blobs on the cold pull"
+  [ "$first" -ge "$blobs" ] || fail "the registry gave out only $first blobs on the cold pull"
   [ "$(counter hits)" -ge $((hits + blobs)) ] || fail "the second pull brought too few hits"
-  [ "$(blob_gets)" -eq "$fetched" ] || fail "the second pull asked the registry for blobs"
+  [ "$(fetched)" -eq "$first" ] || fail "the second pull asked the registry for blobs"
   [ "$(in_root docker image inspect --format '{{.Id}}' "$IMAGE")" = "$(config_of "$layout")" ] ||
     fail "the image is another one"
   pull_by_containerd
   pull_by_podman
-  [ "$(blob_gets)" -eq "$fetched" ] || fail "containerd or podman asked the registry for blobs"
+  [ "$(fetched)" -eq "$first" ] || fail "containerd or podman asked the registry for blobs"
   for client in podman containerd docker; do
     set_up "$client" --remove
   done
   settings | diff "$scratch/settings" - >&2 || fail "--remove left something behind"
-  printf '%s\n' "e2e-docker.sh: $fetched blobs fetched by the first pull, none by the others"
-}
-
-start_registry() {
-  local dir=$scratch/registry
-  mkdir "$dir"
-  authority "$dir" "e2e CA"
-  server_certificate "$dir" "$REGISTRY" "DNS:$REGISTRY"
-  cat >"$dir/config.yml" <<CONFIG
-version: 0.1
-log: {level: warn, accesslog: {disabled: false}}
-storage: {filesystem: {rootdirectory: $dir/data}}
-http: {addr: "$ADDRESS:443", tls: {certificate: $dir/srv.crt, key: $dir/srv.key}}
-CONFIG
-  docker-registry serve "$dir/config.yml" >"$scratch/registry.log" 2>&1 &
-  pids+=($!)
-  await $! "the registry answers" curl --silent --cacert "$dir/ca.crt" "https://$REGISTRY/v2/"
+  printf '%s\n' "e2e-docker.sh: $first blobs fetched by the first pull, none by the others"
 }
 
 start_proxy() {
@@ -189,8 +175,8 @@ counter() {
   stats | grep -o "\"$1\": *[0-9]*" | grep -o '[0-9]*$'
 }
 
-blob_gets() {
-  grep -c '"GET /v2/.*/blobs/sha256:' "$scratch/registry.log" || true
+fetched() {
+  blob_gets "$scratch/registry"
 }
 
 config_of() {

@@ -21,6 +21,7 @@ scripts/ktls-vm.sh || status=$?
 # The benchmark, for errors and wrong bytes.
 scripts/bench.sh --short || status=$?
 scripts/e2e-service.sh "$target/debug/discobot-proxy" || status=$?
+scripts/e2e-container.sh || status=$?
 scripts/e2e-package.sh || status=$?
 scripts/check.sh --no-tests || status=$?
 exit "$status"

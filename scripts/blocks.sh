@@ -1,0 +1,13 @@
+# shellcheck shell=bash
+# Sourced: the commands that a document shows, for the tests that type them. Such a block opens with
+# ```sh PLACE, where PLACE says which test runs it.
+
+# blocks FILE PLACE: the number of the first line of each block of that place.
+blocks() {
+  awk -v opens="\`\`\`sh $2" '$0 == opens { print NR + 1 }' "$1"
+}
+
+# block FILE LINE: the text of the block that begins there.
+block() {
+  awk -v from="$2" 'NR >= from { if (/^```/) exit; print }' "$1"
+}
