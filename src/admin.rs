@@ -5,6 +5,7 @@
 //! names that are its own (against DNS rebinding) and to pages from itself (against request
 //! forgery).
 
+mod cache;
 mod chart;
 mod config;
 mod live;
@@ -23,6 +24,7 @@ use crate::http::{
     Authority, HeadLimits, Host, Malformed, Method, RequestHead, Scheme, Target, Version,
     keeps_alive, request_framing, split_path,
 };
+use crate::images::Images;
 use crate::key::{Digest, Key};
 use crate::live::Live;
 use crate::net::{BodyReader, Conn, Either, Ktls, NetError, race};
@@ -42,6 +44,8 @@ pub struct Admin {
     pub cache: Cache,
     /// The counters.
     pub stats: Arc<Stats>,
+    /// What people call it.
+    pub images: Arc<Images>,
     /// The configuration in force.
     pub live: Arc<Live>,
     /// The runtime's driver, for `/health`.
@@ -122,7 +126,7 @@ impl Admin {
         if let Err(answer) = check_source(&config, head) {
             return answer;
         }
-        let (path, _) = split_path(target);
+        let (path, query) = split_path(target);
         let reads = head.method == Method::GET || head.method == Method::HEAD;
         let has_token = has_token(&config, head);
         if reads && let Some(answer) = page::for_everybody(path, has_token) {
@@ -142,11 +146,12 @@ impl Admin {
             "/api/cache/stats" if reads => {
                 Answer::json(200, &live::statistics(&self.stats, &self.cache))
             }
-            "/api/cache" if deletes => self.clear().await,
             "/api/config" | "/api/config/reload" => self.configuration(head, path, body).await,
             "/" | "/health" | "/metrics" | "/api/cache/stats" | "/api/live" | "/page.css"
             | "/page.js" | "/page.svg" => not_allowed("Allow: GET, HEAD\r\n"),
-            "/api/cache" => not_allowed("Allow: DELETE\r\n"),
+            "/api/cache" | "/api/cache/images" | "/api/cache/entries" | "/api/cache/pins" => {
+                self.cache(head, (path, query), body).await
+            }
             _ => match path.strip_prefix("/api/cache/").and_then(Digest::parse) {
                 Some(digest) if deletes => self.remove(digest).await,
                 Some(_) => not_allowed("Allow: DELETE\r\n"),

@@ -123,6 +123,16 @@ impl Key {
             Key::Url(bytes) => hex(bytes),
         }
     }
+
+    /// Whether [`Key::hex`] begins with `digits`; makes no text of it.
+    pub fn begins_with(&self, digits: &str) -> bool {
+        let bytes = match self {
+            Key::Digest(digest) => digest.bytes(),
+            Key::Url(bytes) => bytes,
+        };
+        let mut own = bytes.iter().flat_map(hex_digits);
+        digits.bytes().all(|digit| own.next() == Some(digit))
+    }
 }
 
 /// Computes a [`Digest`] over bytes as they pass.
@@ -160,12 +170,12 @@ impl Hasher {
 }
 
 fn hex(bytes: &[u8]) -> String {
+    bytes.iter().flat_map(hex_digits).map(char::from).collect()
+}
+
+fn hex_digits(byte: &u8) -> [u8; 2] {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    bytes
-        .iter()
-        .flat_map(|byte| [DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]])
-        .map(char::from)
-        .collect()
+    [DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]]
 }
 
 fn unhex(text: &str, out: &mut [u8]) -> bool {
@@ -208,6 +218,15 @@ mod tests {
         for text in ["", "sha256", "sha256:", "md5:00", &upper, short, &longer, "sha256:zz"] {
             assert_eq!(Digest::parse(text), None, "{text}");
         }
+    }
+
+    #[test]
+    fn keys_are_found_by_their_first_digits() {
+        let key = Key::Digest(Digest::parse(EMPTY).unwrap());
+        for (digits, found) in [("", true), ("e3b", true), ("e3b0c", true), ("e3c", false)] {
+            assert_eq!(key.begins_with(digits), found, "{digits}");
+        }
+        assert!(key.begins_with(&key.hex()) && !key.begins_with(&format!("{}0", key.hex())));
     }
 
     #[test]

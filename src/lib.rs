@@ -12,7 +12,7 @@
 //! | layer | modules | may use |
 //! |---|---|---|
 //! | 3 | `main`, [`server`], [`logging`], [`doctor`], [`command`] | everything below |
-//! | 2 | [`proxy`], [`live`], [`admin`] | layers 1 and 0 |
+//! | 2 | [`proxy`], [`images`], [`live`], [`admin`] | layers 1 and 0 |
 //! | 1 | [`policy`] | http, key, config |
 //! | 1 | [`cache`] | sys, key, stats |
 //! | 1 | [`net`] | sys, http |
@@ -66,6 +66,7 @@ pub mod net;
 pub mod policy;
 
 pub mod admin;
+pub mod images;
 pub mod live;
 pub mod proxy;
 

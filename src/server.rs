@@ -37,6 +37,7 @@ use crate::admin::Admin;
 use crate::cache::{self, Cache};
 use crate::config::{self, Config, ConfigError, Level, Source};
 use crate::http::HeadLimits;
+use crate::images::Images;
 use crate::live::{Live, Settings};
 use crate::net::{Ca, CaError, DialOptions, Dialer, Ktls, Resolver, race};
 use crate::policy::Listeners;
@@ -108,6 +109,7 @@ pub struct Server {
     threads: Vec<JoinHandle<()>>,
     cache: Cache,
     access: Option<Arc<Access>>,
+    images: Arc<Images>,
     live: Arc<Live>,
 }
 
@@ -130,6 +132,7 @@ struct Shared {
     ca: Arc<Ca>,
     ktls: Arc<Ktls>,
     access: Option<Arc<Access>>,
+    images: Arc<Images>,
     resolver: Resolver,
     listeners: Vec<SocketAddr>,
     pseudonym: Arc<Pseudonym>,
@@ -172,6 +175,7 @@ impl Server {
         };
         let cache = Cache::open(options, Arc::clone(&stats)).map_err(StartError::Cache)?;
         let access = open_access(&config)?;
+        let images = open_images(&cache, &config);
         let stop = Arc::new(Stop::default());
         let (proxy, admin) = (bound.proxy.clone(), bound.admin);
         for warning in open_doors(&config) {
@@ -193,6 +197,7 @@ impl Server {
             ca: Arc::clone(&ca),
             ktls,
             access: access.clone(),
+            images: Arc::clone(&images),
             resolver: Resolver::default(),
             listeners: proxy.iter().copied().chain([admin]).collect(),
             pseudonym: Arc::new(Pseudonym::new(pseudonym())),
@@ -206,7 +211,7 @@ impl Server {
         let (driver, threads) = start_workers(&shared, bound)?;
         scan(cache.clone()).map_err(StartError::Worker)?;
         live.watch().map_err(StartError::Worker)?;
-        Ok(Server { proxy, admin, driver, workers, ca, stop, threads, cache, access, live })
+        Ok(Server { proxy, admin, driver, workers, ca, stop, threads, cache, access, images, live })
     }
 
     /// Asks every worker to stop: no new connections, running transfers within the grace, or less
@@ -238,6 +243,9 @@ impl Server {
             && let Err(error) = access.save()
         {
             tracing::warn!(%error, "public repositories can't be remembered");
+        }
+        if let Err(error) = self.images.save_now() {
+            tracing::warn!(%error, "images can't be remembered");
         }
     }
 }
@@ -277,6 +285,14 @@ fn applied(
 }
 
 /// What is known of rights, where they are looked at.
+fn open_images(cache: &Cache, config: &Config) -> Arc<Images> {
+    let (images, error) = Images::open(cache.clone(), &config.cache.dir);
+    if let Some(error) = error.filter(|error| error.kind() != io::ErrorKind::NotFound) {
+        tracing::warn!(%error, "what is known of images, and their pins, can't be read");
+    }
+    Arc::new(images)
+}
+
 fn open_access(config: &Config) -> Result<Option<Arc<Access>>, StartError> {
     match config.cache.access {
         config::Access::Verify => {
@@ -419,7 +435,7 @@ async fn run(
         accepting.push(monoio::spawn(accept_clients(Rc::clone(&desk), listener, clients)));
     }
     if let Some(listener) = admin {
-        monoio::spawn(save_now_and_then(shared.access.clone()));
+        monoio::spawn(save_now_and_then(shared.access.clone(), Arc::clone(&shared.images)));
         monoio::spawn(keep_history(Arc::clone(&shared.stats)));
         let admin = Rc::new(admin_of(shared, &drain, driver));
         accepting.push(monoio::spawn(accept_admin(admin, listener)));
@@ -455,12 +471,15 @@ async fn run(
 }
 
 /// What goes wrong is said at the end, when it is tried again.
-async fn save_now_and_then(access: Option<Arc<Access>>) {
-    let Some(access) = access else { return };
+async fn save_now_and_then(access: Option<Arc<Access>>, images: Arc<Images>) {
     loop {
         monoio::time::sleep(SAVE).await;
-        let access = Arc::clone(&access);
-        let _ = monoio::spawn_blocking(move || access.save()).await;
+        let (access, images) = (access.clone(), Arc::clone(&images));
+        let save = move || {
+            let _ = access.map(|access| access.save());
+            images.save()
+        };
+        let _ = monoio::spawn_blocking(save).await;
     }
 }
 
@@ -494,6 +513,7 @@ fn worker(shared: &Shared, drain: &Rc<Drain>) -> Worker {
         ca: Arc::clone(&shared.ca),
         ktls: Arc::clone(&shared.ktls),
         access: shared.access.clone(),
+        images: Arc::clone(&shared.images),
         users: settings.users.clone(),
         asking: Asking::default(),
         limits: Limits {
@@ -522,6 +542,7 @@ fn admin_of(shared: &Shared, drain: &Rc<Drain>, driver: &'static str) -> Admin {
     Admin {
         cache: shared.cache.clone(),
         stats: Arc::clone(&shared.stats),
+        images: Arc::clone(&shared.images),
         live: Arc::clone(&shared.live),
         driver,
         workers: shared.workers,

@@ -28,6 +28,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("proxy", 2),
     ("live", 2),
     ("admin", 2),
+    ("images", 2),
     ("policy", 1),
     ("cache", 1),
     ("net", 1),
@@ -59,7 +60,15 @@ const DOORS: &[(&str, &[&str])] = &[
     ("regex_automata", &["policy/"]),
     (
         "serde",
-        &["config", "cache/disk", "admin", "proxy/answer", "proxy/challenge", "policy/rights"],
+        &[
+            "config",
+            "cache/disk",
+            "admin",
+            "images/file",
+            "proxy/answer",
+            "proxy/challenge",
+            "policy/rights",
+        ],
     ),
     (
         "serde_json",
@@ -67,6 +76,7 @@ const DOORS: &[(&str, &[&str])] = &[
             "config",
             "cache/disk",
             "admin",
+            "images/file",
             "proxy/answer",
             "proxy/challenge",
             "policy/rights",

@@ -244,15 +244,23 @@ impl Index {
         self.position(key).and_then(|at| self.node(at)).map(Node::held)
     }
 
+    /// What is stored at a place.
+    pub(super) fn at(&self, place: u32) -> Option<(Key, Held)> {
+        self.node(place).map(|node| (node.key.clone(), node.held()))
+    }
+
     /// Shows what is stored at `count` places from `from` on; whether there are more.
     pub(super) fn show(
         &self,
         from: usize,
         count: usize,
-        each: &mut impl FnMut(&Key, Held),
+        each: &mut impl FnMut(u32, &Key, Held),
     ) -> bool {
-        let places = self.nodes.iter().skip(from).take(count);
-        places.flatten().for_each(|node| each(&node.key, node.held()));
+        for (place, node) in self.nodes.iter().enumerate().skip(from).take(count) {
+            if let Some(node) = node {
+                each(place as u32, &node.key, node.held());
+            }
+        }
         from.saturating_add(count) < self.nodes.len()
     }
 

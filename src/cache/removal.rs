@@ -52,9 +52,9 @@ impl Cache {
         removal.end()
     }
 
-    /// Keeps what is being filled from being stored, but for what is pinned.
-    pub fn doom_unpinned(&self) {
-        self.inner.index().doom_fills(true);
+    /// Keeps what is being filled from being stored; what is pinned is spared where that is wanted.
+    pub fn doom_fills(&self, spare_pinned: bool) {
+        self.inner.index().doom_fills(spare_pinned);
     }
 }
 

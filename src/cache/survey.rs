@@ -25,13 +25,21 @@ pub struct Held {
 }
 
 impl Cache {
-    /// Shows every stored entry, in no order. What comes or goes meanwhile may be shown or not.
-    pub fn survey(&self, mut each: impl FnMut(&Key, Held)) {
+    /// Shows every stored entry and its place, in no order. What comes or goes meanwhile may be
+    /// shown or not.
+    pub fn survey(&self, mut each: impl FnMut(u32, &Key, Held)) {
         let mut from = 0;
         while self.inner.index().show(from, CHUNK, &mut each) {
             from += CHUNK;
             std::thread::sleep(PAUSE);
         }
+    }
+
+    /// What is at these places by now.
+    pub fn at(&self, places: &[u32]) -> Vec<(Key, Held)> {
+        let mut found = Vec::with_capacity(places.len());
+        self.in_chunks(places, |index, place| found.extend(index.at(*place)));
+        found
     }
 
     /// What is known of each of these; does not count as a use.
@@ -58,13 +66,13 @@ impl Cache {
         self.inner.crowded_out.store(false, Ordering::Relaxed);
     }
 
-    fn in_chunks(&self, keys: &[Key], mut each: impl FnMut(&mut Index, &Key)) {
-        for (n, chunk) in keys.chunks(CHUNK).enumerate() {
+    fn in_chunks<T>(&self, all: &[T], mut each: impl FnMut(&mut Index, &T)) {
+        for (n, chunk) in all.chunks(CHUNK).enumerate() {
             if n > 0 {
                 std::thread::sleep(PAUSE);
             }
             let mut index = self.inner.index();
-            chunk.iter().for_each(|key| each(&mut index, key));
+            chunk.iter().for_each(|one| each(&mut index, one));
         }
     }
 }

@@ -38,7 +38,7 @@ use crate::key::Digest;
 use place::{Short, short};
 use table::Table;
 
-pub use manifest::{DESCRIPTORS_MAX, MANIFEST_MAX, Manifest};
+pub use manifest::{DESCRIPTORS_MAX, MANIFEST_MAX, Manifest, Part};
 pub use place::{Endpoint, RegistryPath, RepositoryId};
 pub use principal::{Principal, Secret};
 
@@ -370,7 +370,7 @@ impl Rights {
             Listing::Blobs => &[][..],
             Listing::All => &manifest.manifests,
         };
-        for digest in manifest.blobs.iter().chain(manifests) {
+        for Part { digest, .. } in manifest.blobs.iter().chain(manifests) {
             let row = (repository.place, short(digest));
             if self.members.get(&row).is_none() {
                 self.members.insert(row, Member::Listed);

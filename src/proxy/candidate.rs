@@ -18,7 +18,7 @@ use super::record::Why;
 use super::rest::{Rest, pass_rest};
 use super::session::{Client, End};
 use super::store::store;
-use super::stored::Stored;
+use super::stored::{Stored, URL, URL_MAX};
 use crate::cache::{Failure, HELD_BACK, Lease, Lookup, NoHead, NoLease, Reader, Seen};
 use crate::http::{Fields, Framing, Scheme, Version};
 use crate::key::{Digest, Key};
@@ -315,11 +315,10 @@ async fn miss(
     policy::pass_response(&mut whole);
     whole.remove("content-length");
     whole.remove(SOURCE);
+    whole.remove(URL);
     let whole = with_our_own(request, whole, digest.as_ref());
     let mut bytes = Vec::new();
-    let mut kept = stored;
-    // A name and a value of our own.
-    let _ = kept.set(SOURCE, request.repository().to_string());
+    let kept = with_origin(request, stored);
     kept.write_to(&mut bytes);
     match lease.begin(bytes, len, digest.clone()).await {
         Ok((fill, reader)) => {
@@ -527,6 +526,18 @@ fn of_digest(fields: &Fields) -> Fields {
         let _ = kept.push("Content-Type", kind);
     }
     kept
+}
+
+/// Adds what is kept for ourselves: the repository the bytes came from, and what was asked for.
+fn with_origin(request: &Request, mut fields: Fields) -> Fields {
+    // Names and values of our own.
+    let _ = fields.set(SOURCE, request.repository().to_string());
+    fields.remove(URL);
+    let url = format!("{}{}", request.url.authority(), request.url.path());
+    if url.len() <= URL_MAX {
+        let _ = fields.set(URL, url);
+    }
+    fields
 }
 
 /// Adds the fields that every answer from this entry has.

@@ -14,6 +14,7 @@ mod desk;
 mod drain;
 mod exchange;
 mod fetch;
+mod learn;
 mod own;
 mod pages;
 mod pass;
@@ -41,11 +42,13 @@ pub use self::own::{Pseudonym, refuse_own_parent};
 pub use self::prove::{Access, Asking};
 pub use self::record::RequestIds;
 pub use self::session::{linger, serve};
+pub use self::stored::described;
 pub use self::url::Url;
 pub use self::users::Users;
 use crate::cache::Cache;
 use crate::config::AccessLog;
 use crate::http::{Fields, HeadLimits, Host, Scheme, Version};
+use crate::images::Images;
 use crate::net::{Ca, Conn, Dialer, Ktls, NetError, Parent, ParentFault, Resolver};
 use crate::policy::{Injected, Listeners, Policy};
 use crate::stats::Stats;
@@ -99,6 +102,8 @@ pub struct Worker {
     pub ktls: Arc<Ktls>,
     /// Who was shown what; nothing where `cache.access` is `trust`.
     pub access: Option<Arc<Access>>,
+    /// What people call what is stored.
+    pub images: Arc<Images>,
     /// Questions under way on this core.
     pub asking: Asking,
     /// Who may use the proxy, where that is asked.

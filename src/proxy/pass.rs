@@ -7,6 +7,7 @@ use std::time::Instant;
 use super::answer::{Answer, connection};
 use super::exchange::Request;
 use super::fetch::{Fetched, INTERIM_MAX, connect, note_answer, outgoing};
+use super::learn::Lesson;
 use super::record::REQUEST_ID;
 use super::session::{Client, End};
 use super::upload::{Fault, Upload, trailers, write_piece};
@@ -276,8 +277,21 @@ impl<'a> Relay<'a> {
         let more = counted && proof.is_none() && from.unused() > 0;
         client.record.answered(self.head.status);
         client.conn.write_parts(&[&self.head()], more).await.map_err(|_| End::Broken)?;
-        let down = Down { worker, client, request, chunked, skip: 0, left: None, proof };
-        down.copy(from, &self.head.fields, &mut BodyReader::new(self.framing)).await
+        let mut lesson = Lesson::begin(worker, request, self.head);
+        let lesson_body = lesson.as_mut();
+        let down = Down {
+            worker,
+            client,
+            request,
+            chunked,
+            skip: 0,
+            left: None,
+            proof,
+            lesson: lesson_body,
+        };
+        down.copy(from, &self.head.fields, &mut BodyReader::new(self.framing)).await?;
+        lesson.into_iter().for_each(Lesson::end);
+        Ok(())
     }
 }
 
@@ -297,6 +311,8 @@ pub struct Down<'a> {
     pub left: Option<u64>,
     /// What the body must hash to.
     pub proof: Option<Proof>,
+    /// Who learns from it.
+    pub lesson: Option<&'a mut Lesson>,
 }
 
 impl Down<'_> {
@@ -325,6 +341,9 @@ impl Down<'_> {
             if let Some(left) = &mut self.left {
                 buf.truncate(usize::try_from(*left).unwrap_or(usize::MAX));
                 *left -= buf.len() as u64;
+            }
+            if let Some(lesson) = &mut self.lesson {
+                lesson.take(&buf);
             }
             if let Some(proof) = &mut self.proof {
                 proof.exchange(&mut buf);

@@ -61,7 +61,7 @@ pub async fn pass_rest(
     };
     let mut from = BodyReader::new(fetched.framing);
     let left = end.map(|end| end - at);
-    Down { worker, client, request, chunked, skip, left, proof }
+    Down { worker, client, request, chunked, skip, left, proof, lesson: None }
         .copy(&fetched.conn, &fetched.head.fields, &mut from)
         .await?;
     if from.is_done() {

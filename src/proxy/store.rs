@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::exchange::Request;
 use super::fetch::{FetchError, Fetched, Recipe};
 use super::record::REQUEST_ID;
-use super::{Worker, prove};
+use super::{Worker, learn, prove};
 use crate::cache::{CacheError, Committed, Failure, Fill};
 use crate::http::{Fields, ResponseHead, range};
 use crate::key::Digest;
@@ -45,6 +45,9 @@ pub async fn store(
         if let Some(seen) = reader.glance() {
             prove::note_manifest(&worker, request, &seen);
         }
+    }
+    if let (Ok(_), Some(seen)) = (&result, reader.glance()) {
+        learn::stored(&worker, &url, seen);
     }
     match result {
         Ok(Committed { len, kept: true }) => {

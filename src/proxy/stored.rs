@@ -6,6 +6,13 @@ use crate::cache::Body;
 use crate::http::{FIELDS_MAX, Fields, HeadLimits, Parsed, parse_response};
 use crate::policy::rights::RepositoryId;
 
+/// The name under which an entry's head says what was asked for, without a query. It never leaves
+/// the proxy.
+pub const URL: &str = "X-Discobot-Url";
+
+/// Bytes of it at most.
+pub const URL_MAX: usize = 1024;
+
 /// What is known of an entry.
 pub struct Stored {
     /// The fields that every answer from it has.
@@ -23,16 +30,10 @@ impl Stored {
     }
 
     fn read(body: &Body) -> Option<Stored> {
-        const STATUS: &[u8] = b"HTTP/1.1 200 OK\r\n";
-        let head = [STATUS, &body.head, b"\r\n"].concat();
-        // Upstream may have sent as many fields as it may, and ours came on top.
-        let limits = HeadLimits { fields: FIELDS_MAX, ..HeadLimits::with_size(head.len()) };
-        let Ok(Parsed::Complete { head, .. }) = parse_response(&head, &limits) else {
-            return None;
-        };
-        let mut fields = head.fields;
+        let mut fields = parse(&body.head)?;
         let source = fields.get_str(SOURCE).and_then(RepositoryId::parse);
         fields.remove(SOURCE);
+        fields.remove(URL);
         // An answer has its own request's.
         fields.remove(REQUEST_ID);
         let mut lines = Vec::new();
@@ -40,5 +41,23 @@ impl Stored {
         let date = humantime::format_rfc3339_seconds(body.stored);
         lines.extend_from_slice(format!("X-Cache: HIT\r\nX-Cache-Date: {date}\r\n").as_bytes());
         Some(Stored { fields, source, lines })
+    }
+}
+
+/// The media type that a stored head has, and what was asked for.
+pub fn described(head: &[u8]) -> (Option<String>, Option<String>) {
+    let fields = parse(head);
+    let text = |name| fields.as_ref()?.get_str(name).map(str::to_owned);
+    (text("content-type"), text(URL))
+}
+
+fn parse(head: &[u8]) -> Option<Fields> {
+    const STATUS: &[u8] = b"HTTP/1.1 200 OK\r\n";
+    let head = [STATUS, head, b"\r\n"].concat();
+    // Upstream may have sent as many fields as it may, and ours came on top.
+    let limits = HeadLimits { fields: FIELDS_MAX, ..HeadLimits::with_size(head.len()) };
+    match parse_response(&head, &limits) {
+        Ok(Parsed::Complete { head, .. }) => Some(head.fields),
+        _ => None,
     }
 }

@@ -1,4 +1,4 @@
-//! Which digests a manifest names: OCI image manifests and indexes, Docker's second schema and its
+//! Which parts a manifest names: OCI image manifests and indexes, Docker's second schema and its
 //! lists.
 
 use std::borrow::Cow;
@@ -17,13 +17,22 @@ pub const MANIFEST_MAX: usize = 4 * 1024 * 1024;
 /// crowd others out finds its bound here.
 pub const DESCRIPTORS_MAX: usize = 1024;
 
-/// The digests that a manifest names.
+/// The parts that a manifest names.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Manifest {
     /// Layers and configuration: registries take a manifest only where the repository has them.
-    pub blobs: Vec<Digest>,
+    pub blobs: Vec<Part>,
     /// Manifests of an index, which registries may take without having them.
-    pub manifests: Vec<Digest>,
+    pub manifests: Vec<Part>,
+}
+
+/// A part of an image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// What it is.
+    pub digest: Digest,
+    /// Its bytes, as the manifest says.
+    pub size: u64,
 }
 
 impl Manifest {
@@ -41,12 +50,10 @@ impl Manifest {
             return None;
         }
         match (read.config, read.layers, read.manifests) {
-            (None, None, Some(Digests(manifests))) => {
-                Some(Manifest { blobs: Vec::new(), manifests })
-            }
+            (None, None, Some(Parts(manifests))) => Some(Manifest { blobs: Vec::new(), manifests }),
             (config, layers, None) if config.is_some() || layers.is_some() => {
-                let Digests(mut blobs) = layers.unwrap_or_default();
-                blobs.extend(config.and_then(Descriptor::digest));
+                let Parts(mut blobs) = layers.unwrap_or_default();
+                blobs.extend(config.and_then(Descriptor::part));
                 Some(Manifest { blobs, manifests: Vec::new() })
             }
             _ => None,
@@ -60,8 +67,8 @@ struct Body<'a> {
     schema_version: u8,
     #[serde(borrow)]
     config: Option<Descriptor<'a>>,
-    layers: Option<Digests>,
-    manifests: Option<Digests>,
+    layers: Option<Parts>,
+    manifests: Option<Parts>,
 }
 
 #[derive(Deserialize)]
@@ -71,25 +78,28 @@ struct Descriptor<'a> {
     digest: Cow<'a, str>,
     #[serde(borrow, default)]
     media_type: Cow<'a, str>,
+    #[serde(default)]
+    size: u64,
     urls: Option<IgnoredAny>,
 }
 
 impl Descriptor<'_> {
-    fn digest(self) -> Option<Digest> {
+    fn part(self) -> Option<Part> {
         let elsewhere = self.urls.is_some()
             || self.media_type.contains("foreign")
             || self.media_type.contains("nondistributable");
-        Digest::parse(&self.digest).filter(|_| !elsewhere)
+        let digest = Digest::parse(&self.digest).filter(|_| !elsewhere)?;
+        Some(Part { digest, size: self.size })
     }
 }
 
-/// Of a list of descriptors the digests. It is read to its end and kept up to the bound, so that no
+/// What a list of descriptors names. It is read to its end and kept up to the bound, so that no
 /// body makes much more of itself in memory.
 #[derive(Default)]
-struct Digests(Vec<Digest>);
+struct Parts(Vec<Part>);
 
-impl<'de> Deserialize<'de> for Digests {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Digests, D::Error> {
+impl<'de> Deserialize<'de> for Parts {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Parts, D::Error> {
         deserializer.deserialize_seq(List)
     }
 }
@@ -97,22 +107,22 @@ impl<'de> Deserialize<'de> for Digests {
 struct List;
 
 impl<'de> Visitor<'de> for List {
-    type Value = Digests;
+    type Value = Parts;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a list of descriptors")
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Digests, A::Error> {
-        let mut digests = Vec::new();
-        while digests.len() < DESCRIPTORS_MAX {
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Parts, A::Error> {
+        let mut parts = Vec::new();
+        while parts.len() < DESCRIPTORS_MAX {
             let Some(descriptor) = list.next_element::<Descriptor>()? else {
-                return Ok(Digests(digests));
+                return Ok(Parts(parts));
             };
-            digests.extend(descriptor.digest());
+            parts.extend(descriptor.part());
         }
         while list.next_element::<IgnoredAny>()?.is_some() {}
-        Ok(Digests(digests))
+        Ok(Parts(parts))
     }
 }
 
@@ -124,8 +134,8 @@ mod tests {
         format!("sha256:{n:064x}")
     }
 
-    fn digest(n: usize) -> Digest {
-        Digest::parse(&hex(n)).unwrap()
+    fn part(n: usize, size: u64) -> Part {
+        Part { digest: Digest::parse(&hex(n)).unwrap(), size }
     }
 
     fn descriptors(numbers: std::ops::Range<usize>) -> String {
@@ -144,7 +154,7 @@ mod tests {
             descriptors(2..5),
             hex(9),
         );
-        let blobs = [2, 3, 4, 1].map(digest).to_vec();
+        let blobs = [(2, 1), (3, 1), (4, 1), (1, 7)].map(|(n, size)| part(n, size)).to_vec();
         assert_eq!(
             Manifest::parse(image.as_bytes()),
             Some(Manifest { blobs, ..Manifest::default() })
@@ -154,7 +164,7 @@ mod tests {
             descriptors(1..3),
             hex(9),
         );
-        let manifests = [1, 2].map(digest).to_vec();
+        let manifests = [1, 2].map(|n| part(n, 1)).to_vec();
         assert_eq!(
             Manifest::parse(index.as_bytes()),
             Some(Manifest { manifests, ..Manifest::default() })
@@ -208,6 +218,7 @@ mod tests {
             r#"{"schemaVersion":2,"layers":[1]}"#,
             r#"{"schemaVersion":2,"layers":[{"digest":1}]}"#,
             r#"{"schemaVersion":2,"layers":[{"size":1}]}"#,
+            &format!(r#"{{"schemaVersion":2,"layers":[{{"digest":"{}","size":-1}}]}}"#, hex(1)),
             r#"{"schemaVersion":2,"layers":[]} x"#,
             r#"{"schemaVersion":2,"layers":["#,
             twice,

@@ -39,8 +39,12 @@ fn registry_says() -> Fields {
     fields(&[("Docker-Distribution-Api-Version", "registry/2.0")])
 }
 
+fn part(n: u64) -> Part {
+    Part { digest: digest(n), size: 1 }
+}
+
 fn blobs(numbers: &[u64]) -> Manifest {
-    Manifest { blobs: numbers.iter().map(|n| digest(*n)).collect(), manifests: Vec::new() }
+    Manifest { blobs: numbers.iter().map(|n| part(*n)).collect(), manifests: Vec::new() }
 }
 
 /// One installation, and what is asked of it in short.
@@ -212,7 +216,7 @@ fn the_source_of_an_entry_speaks_for_its_repository() {
 fn manifests_name_members() {
     let app = repository("r.example", "corp/app");
     let alice = holder("Bearer a");
-    let named = Manifest { blobs: vec![digest(1)], manifests: vec![digest(2)] };
+    let named = Manifest { blobs: vec![part(1)], manifests: vec![part(2)] };
     for (listing, manifest_too) in [(Listing::Blobs, false), (Listing::All, true)] {
         let mut bench = Bench { rights: Rights::new(listing), now: NOW };
         let elsewhere = repository("r.example", "corp/other");

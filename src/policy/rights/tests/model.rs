@@ -149,7 +149,7 @@ impl World {
                 rights.note_answer(&asked, status, &registry_says(), now);
             }
             Event::Named(r, d) => {
-                let blobs = vec![self.digests[d].clone()];
+                let blobs = vec![Part { digest: self.digests[d].clone(), size: 1 }];
                 let manifest = Manifest { blobs, manifests: Vec::new() };
                 rights.note_manifest(&self.repositories[r], &manifest);
             }

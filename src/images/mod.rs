@@ -1,0 +1,257 @@
+//! Images: what people call the entries of the cache. A catalogue of which name (registry,
+//! repository, tag or digest) stands for which manifest, and which digests that is made of; what is
+//! listed, removed and pinned by it.
+//!
+//! It is learnt from what registries answer through the proxy, on helper threads: a hit costs
+//! nothing. What must stay true:
+//!
+//! - **It decides nothing that a client sees.** Who may have what is for
+//!   [`crate::policy::rights`] to say. What is wrong here lists, removes or keeps the wrong bytes.
+//! - **A name is an upstream's word** at the time it was asked; what a manifest is made of is proven
+//!   by its digest.
+//! - **Bounded**, by [`NAMES_MAX`], [`PARTS_MAX`], [`IMAGE_PARTS_MAX`] and [`PINS_MAX`]: the names
+//!   that were not seen for longest are forgotten first, pinned ones never.
+//! - **A pin follows its image**: to parts that come later, and to whatever its tag names now.
+
+mod catalogue;
+mod file;
+mod list;
+mod purge;
+
+use std::collections::HashSet;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use self::catalogue::{Catalogue, Node};
+pub use self::catalogue::{IMAGE_PARTS_MAX, NAMES_MAX, PARTS_MAX, PINS_MAX};
+pub use self::list::{Entry, LIMIT_MAX, Listed, Order, Page, Query, Sort};
+pub use self::purge::{NotPurged, Purge, Purged};
+use crate::cache::Cache;
+use crate::key::{Digest, Hasher, Image, Key, Reference};
+use crate::policy::rights::{MANIFEST_MAX, Manifest};
+
+/// Manifests of an index that are read from the cache at most, when nothing is known of them.
+const READ_MAX: usize = 256;
+
+/// Saving takes at most so much of the time: one part in so many.
+const SAVE_SHARE: u32 = 20;
+
+/// What a registry said of an image.
+#[derive(Debug)]
+pub enum Heard {
+    /// The digest of its manifest.
+    Digest(Digest),
+    /// The manifest itself.
+    Manifest(Vec<u8>),
+}
+
+/// The catalogue of a cache, what is pinned in that, and their file. Everything but
+/// [`Images::open`] blocks.
+pub struct Images {
+    cache: Cache,
+    catalogue: Mutex<Catalogue>,
+    /// What the cache was told to keep. Held for as long as it takes to tell it.
+    kept: Mutex<HashSet<Key>>,
+    file: PathBuf,
+    saving: Mutex<Saving>,
+}
+
+struct Saving {
+    /// Whether the file would say something new.
+    due: bool,
+    last: Instant,
+    took: Duration,
+}
+
+/// A pin, for people who look.
+#[derive(Debug)]
+pub struct Pin {
+    /// What is pinned.
+    pub image: Image,
+    /// Bytes of it that are stored.
+    pub bytes: u64,
+    /// Since when, in milliseconds since 1970.
+    pub since_ms: u64,
+}
+
+impl Images {
+    /// Reads what an earlier process left in `dir`, and pins what it had pinned. The error is why
+    /// there is nothing to read; what is there is usable all the same.
+    pub fn open(cache: Cache, dir: &Path) -> (Images, Option<io::Error>) {
+        let file = dir.join("images");
+        let (catalogue, error) = match file::read(&file) {
+            Ok(catalogue) => (catalogue, None),
+            Err(error) => (Catalogue::default(), Some(error)),
+        };
+        let saving = Saving { due: false, last: Instant::now(), took: Duration::ZERO };
+        let (catalogue, saving) = (Mutex::new(catalogue), Mutex::new(saving));
+        let images = Images { cache, catalogue, kept: Mutex::default(), file, saving };
+        images.keep_pinned();
+        (images, error)
+    }
+
+    /// Writes everything down, where there is something new and it was not done a moment ago.
+    pub fn save(&self) -> io::Result<()> {
+        let saving = lock(&self.saving);
+        match saving.due && saving.last.elapsed() >= saving.took * SAVE_SHARE {
+            true => self.write(saving),
+            false => Ok(()),
+        }
+    }
+
+    /// Writes everything down, where there is something new.
+    pub fn save_now(&self) -> io::Result<()> {
+        let saving = lock(&self.saving);
+        if saving.due { self.write(saving) } else { Ok(()) }
+    }
+
+    fn write(&self, mut saving: MutexGuard<'_, Saving>) -> io::Result<()> {
+        saving.due = false;
+        let begun = Instant::now();
+        let written = file::write(&self.file, &self.snapshot());
+        (saving.last, saving.took) = (Instant::now(), begun.elapsed());
+        saving.due |= written.is_err();
+        written
+    }
+
+    /// Takes in what a registry said of an image.
+    pub fn hear(&self, image: Image, heard: Heard) {
+        let (digest, body) = match (&image.reference, heard) {
+            (Reference::Digest(named), Heard::Manifest(body)) => (named.clone(), Some(body)),
+            // The digest that a registry says its tag has may be another's.
+            (Reference::Tag(_), Heard::Manifest(body)) => (sha256(&body), Some(body)),
+            (_, Heard::Digest(digest)) => (digest, None),
+        };
+        let is_new = {
+            let mut catalogue = self.catalogue();
+            let is_new = catalogue.name(image, digest.clone(), now_ms());
+            is_new | !catalogue.knows(&digest)
+        };
+        let learnt = self.learn(&digest, body);
+        // That a name was seen again is not worth a write by itself.
+        if is_new || learnt {
+            lock(&self.saving).due = true;
+            self.keep_pinned();
+        }
+    }
+
+    /// Finds out what a manifest is made of, and those below it: from `body`, else from the cache.
+    /// Whether something was.
+    fn learn(&self, digest: &Digest, body: Option<Vec<u8>>) -> bool {
+        let mut body = body;
+        let mut learnt = false;
+        let mut next = vec![digest.clone()];
+        let mut left = READ_MAX;
+        while let Some(digest) = next.pop()
+            && left > 0
+        {
+            left -= 1;
+            if !self.catalogue().knows(&digest) {
+                let stored = || self.cache.read(&Key::Digest(digest.clone()), MANIFEST_MAX as u64);
+                let Some(body) = body.take().or_else(|| stored().ok()) else { continue };
+                if !is_of(&body, &digest) {
+                    continue;
+                }
+                let Some(manifest) = Manifest::parse(&body) else { continue };
+                self.catalogue().learn(digest.clone(), Node::new(body.len() as u64, manifest));
+                learnt = true;
+            }
+            next.extend(self.catalogue().unknown_below(&digest));
+        }
+        learnt
+    }
+
+    /// Keeps an image from being evicted, whatever of it is stored or comes to be. Whether that is
+    /// new; `None` where there are as many as there may be.
+    pub fn pin(&self, image: &Image) -> io::Result<Option<bool>> {
+        let Some(is_new) = self.catalogue().pin(image.clone(), now_ms()) else {
+            return Ok(None);
+        };
+        self.pins_changed().map(|()| Some(is_new))
+    }
+
+    /// Lets an image be evicted again. Whether it was pinned.
+    pub fn unpin(&self, image: &Image) -> io::Result<bool> {
+        let was_pinned = self.catalogue().unpin(image);
+        self.pins_changed().map(|()| was_pinned)
+    }
+
+    /// What is pinned.
+    pub fn pins(&self) -> Vec<Pin> {
+        let catalogue = self.snapshot();
+        let bytes = |image: &Image| {
+            let digest = catalogue.find(image)?;
+            let keys = list::keys(&catalogue.parts_of(&digest, &HashSet::new()));
+            Some(self.cache.held(&keys).into_iter().flatten().map(|held| held.size).sum())
+        };
+        let pin = |(image, since_ms): (&Image, u64)| Pin {
+            image: image.clone(),
+            bytes: bytes(image).unwrap_or_default(),
+            since_ms,
+        };
+        catalogue.pins().map(pin).collect()
+    }
+
+    /// Whether anything is pinned.
+    pub fn has_pins(&self) -> bool {
+        self.catalogue().pins().next().is_some()
+    }
+
+    fn pins_changed(&self) -> io::Result<()> {
+        lock(&self.saving).due = true;
+        self.keep_pinned();
+        self.save_now()
+    }
+
+    /// Has the cache keep what is pinned by now, and nothing else.
+    fn keep_pinned(&self) {
+        let mut kept = lock(&self.kept);
+        let pinned: HashSet<Key> = {
+            let catalogue = self.catalogue();
+            let nothing = HashSet::new();
+            let images = catalogue.pins().map(|(image, _)| image);
+            let tags = images.flat_map(purge::tag_keys);
+            let digests = catalogue.pinned();
+            let parts = digests.iter().map(|(_, digest)| catalogue.parts_of(digest, &nothing));
+            parts.flat_map(|parts| list::keys(&parts)).chain(tags).collect()
+        };
+        let added: Vec<Key> = pinned.difference(&kept).cloned().collect();
+        let removed: Vec<Key> = kept.difference(&pinned).cloned().collect();
+        if !(added.is_empty() && removed.is_empty()) {
+            self.cache.pin(&added, &removed);
+        }
+        *kept = pinned;
+    }
+
+    /// Everything known now: what is made of it takes no lock that a learner waits for.
+    fn snapshot(&self) -> Catalogue {
+        self.catalogue().clone()
+    }
+
+    fn catalogue(&self) -> MutexGuard<'_, Catalogue> {
+        lock(&self.catalogue)
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn sha256(body: &[u8]) -> Digest {
+    let mut hasher = Hasher::new(crate::key::Algorithm::Sha256);
+    hasher.update(body);
+    hasher.finish()
+}
+
+fn is_of(body: &[u8], digest: &Digest) -> bool {
+    let mut hasher = Hasher::new(digest.algorithm());
+    hasher.update(body);
+    hasher.finish() == *digest
+}
+
+fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
