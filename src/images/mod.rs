@@ -7,8 +7,8 @@
 //!
 //! - **It decides nothing that a client sees.** Who may have what is for
 //!   [`crate::policy::rights`] to say. What is wrong here lists, removes or keeps the wrong bytes.
-//! - **A name is an upstream's word** at the time it was asked; what a manifest is made of is proven
-//!   by its digest.
+//! - **A name is an upstream's word** at the time it was asked; what a manifest is made of is
+//!   proven by its digest.
 //! - **Bounded**, by [`NAMES_MAX`], [`PARTS_MAX`], [`IMAGE_PARTS_MAX`] and [`PINS_MAX`]: the names
 //!   that were not seen for longest are forgotten first, pinned ones never.
 //! - **A pin follows its image**: to parts that come later, and to whatever its tag names now.
