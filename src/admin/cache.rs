@@ -135,6 +135,7 @@ fn entries_page(images: &Images, query: &Query) -> Answer {
     let page = images.entries(query);
     let shown = |entry: &Entry| {
         let (kind, url) = described(&entry.head);
+        let url = url.or_else(|| entry.url.clone());
         let key = match &entry.key {
             Key::Digest(digest) => digest.to_string(),
             Key::Url(_) => entry.key.hex(),

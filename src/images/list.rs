@@ -101,6 +101,8 @@ pub struct Entry {
     pub stored: SystemTime,
     /// Its head as it is stored; empty where that can't be read.
     pub head: Vec<u8>,
+    /// Where it is asked for, where it is a part of a known image.
+    pub url: Option<String>,
 }
 
 /// The keys of an image's parts.
@@ -211,16 +213,40 @@ impl Images {
         let places = found.get_mut(first..).unwrap_or_default();
         places.sort_unstable_by(by_value);
         let places: Vec<u32> = places.iter().map(|(_, place)| *place).collect();
-        let rows = self.cache.at(&places).into_iter().map(|(key, held)| self.describe(key, held));
+        let found = self.cache.at(&places);
+        let mut urls = self.urls(&found);
+        let rows = found.into_iter().map(|(key, held)| {
+            let url = urls.remove(&key);
+            self.describe(key, held, url)
+        });
         Page { rows: rows.collect(), total }
     }
 
-    fn describe(&self, key: Key, held: Held) -> Entry {
+    /// Where these are asked for, as far as they are parts of known images.
+    fn urls(&self, found: &[(Key, Held)]) -> HashMap<Key, String> {
+        let (catalogue, nothing) = (self.snapshot(), HashSet::new());
+        let wanted: HashSet<&Key> = found.iter().map(|(key, _)| key).collect();
+        let mut urls = HashMap::new();
+        for row in catalogue.rows() {
+            let manifests: HashSet<&Digest> = catalogue.below(&row.digest).collect();
+            for (digest, _) in catalogue.parts_of(&row.digest, &nothing) {
+                let key = Key::Digest(digest.clone());
+                if wanted.contains(&key) {
+                    let (host, name) = (row.repository.authority(), row.repository.name());
+                    let kind = if manifests.contains(digest) { "manifests" } else { "blobs" };
+                    urls.entry(key).or_insert_with(|| format!("{host}/v2/{name}/{kind}/{digest}"));
+                }
+            }
+        }
+        urls
+    }
+
+    fn describe(&self, key: Key, held: Held, url: Option<String>) -> Entry {
         let (stored, head) = self.cache.describe(&key).unwrap_or_else(|_| {
             let stored = UNIX_EPOCH + Duration::from_millis(held.stored_ms);
             (stored, Vec::new())
         });
-        Entry { key, held, stored, head }
+        Entry { key, held, stored, head, url }
     }
 
     /// The parts of all images in whose names `q` is.

@@ -318,7 +318,7 @@ async fn miss(
     whole.remove(URL);
     let whole = with_our_own(request, whole, digest.as_ref());
     let mut bytes = Vec::new();
-    let kept = with_origin(request, stored);
+    let kept = with_origin(request, stored, digest.is_some());
     kept.write_to(&mut bytes);
     match lease.begin(bytes, len, digest.clone()).await {
         Ok((fill, reader)) => {
@@ -528,13 +528,14 @@ fn of_digest(fields: &Fields) -> Fields {
     kept
 }
 
-/// Adds what is kept for ourselves: the repository the bytes came from, and what was asked for.
-fn with_origin(request: &Request, mut fields: Fields) -> Fields {
+/// Adds what is kept for ourselves: the repository the bytes came from, and what was asked for. Not
+/// for a digest: it may be of a private image, whose name is for nobody to read there.
+fn with_origin(request: &Request, mut fields: Fields, of_digest: bool) -> Fields {
     // Names and values of our own.
     let _ = fields.set(SOURCE, request.repository().to_string());
     fields.remove(URL);
     let url = format!("{}{}", request.url.authority(), request.url.path());
-    if url.len() <= URL_MAX {
+    if !of_digest && url.len() <= URL_MAX {
         let _ = fields.set(URL, url);
     }
     fields
