@@ -48,8 +48,8 @@ pub fn sendfile(
     usize::try_from(sent).map_err(|_| io::Error::last_os_error())
 }
 
-/// Whether `len` bytes of `file` from `offset` on are all in memory, as far as this process is told:
-/// of a file that is neither its own nor for it to write, always.
+/// Whether `len` bytes of `file` from `offset` on are all in memory, as far as this process is
+/// told: of a file that is neither its own nor for it to write, always.
 pub fn is_resident(file: BorrowedFd<'_>, offset: u64, len: usize) -> io::Result<bool> {
     Ok(is_cached(file, offset, len) || is_mapped_in(file, offset, len)?)
 }
