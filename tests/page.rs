@@ -9,11 +9,12 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use serde_json::json;
 use support::answer::{Answer, Gate};
+use support::body::Body;
 use support::client::{Client, Payload, Response};
 use support::names;
 use support::origin::{Origin, fresh_body};
 use support::proxy::{Proxy, Setup};
-use support::registry::blob_path;
+use support::registry::{blob_path, manifest_path};
 use support::wait_until;
 
 const SIZE: u64 = 20_000_000;
@@ -72,6 +73,30 @@ fn ask_with_markup(proxy: &Proxy) {
     let response =
         client.request("GET", evil, &[("Authorization", "Bearer SECRET")], Payload::None);
     assert!(response.status >= 400, "{response:?}");
+}
+
+/// Pulls an image of one part, `lab/page:1`: two entries; returns when the page can list it.
+fn pull_image(proxy: &Proxy, origin: &Origin) {
+    let part = fresh_body(1000);
+    let path = blob_path("lab/page", &part);
+    origin.get(&path, Answer::ok(&part));
+    let described = json!({"mediaType": "a/b", "size": part.len(), "digest": part.digest()});
+    let document = json!({"schemaVersion": 2, "config": described, "layers": []});
+    let manifest = Body::bytes(document.to_string());
+    let answer = Answer::ok(&manifest)
+        .with("Content-Type", "application/vnd.oci.image.manifest.v1+json")
+        .with("Docker-Content-Digest", manifest.digest());
+    let tag = "/v2/lab/page/manifests/1";
+    origin.get(tag, answer.clone());
+    origin.get(&manifest_path("lab/page", &manifest), answer);
+    proxy.get(origin, tag).assert_is(&manifest);
+    proxy.get(origin, &manifest_path("lab/page", &manifest)).assert_is(&manifest);
+    proxy.get(origin, &path).assert_is(&part);
+    let whole = json!(part.len() + manifest.len());
+    wait_until("the image", || {
+        let list = proxy.admin("GET", "/api/cache/images", &[]).json();
+        (list["images"][0]["stored"] == whole).then_some(())
+    });
 }
 
 #[test]
@@ -180,7 +205,17 @@ fn the_page_in_a_browser() {
     proxy.get(&origin, &path).assert_hit();
     browser.does("moved");
     ask_with_markup(&proxy);
-    for step in ["looks", "scriptless", "hostile", "purge", "image", "end"] {
+    pull_image(&proxy, &origin);
+    for step in ["looks", "scriptless", "hostile", "purge"] {
         browser.does(step);
     }
+    pull_image(&proxy, &origin);
+    let pins = || proxy.admin("GET", "/api/cache/pins", &[]).json()["pins"].clone();
+    browser.does("pin");
+    assert_eq!(pins()[0]["image"], json!(format!("{}/lab/page:1", origin.authority())));
+    browser.does("unpin");
+    assert_eq!(pins(), json!([]));
+    browser.does("purge_image");
+    assert_eq!(proxy.stat("entries"), 0);
+    browser.does("end");
 }
