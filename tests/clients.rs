@@ -15,8 +15,8 @@ use support::lab::clients::{Client, Containerd, Dockerd, Skopeo};
 use support::lab::image::{Image, digest_of};
 use support::lab::public::{Front, Public};
 use support::lab::registry::Registry;
-use support::lab::{Lab, Proxy, delete};
-use support::seed;
+use support::lab::{Lab, Proxy, delete, listed_images};
+use support::{seed, wait_until};
 
 const REGISTRY: &str = "registry.test";
 const OTHER: &str = "other.test";
@@ -46,6 +46,15 @@ fn pulls_twice(lab: &Lab, client: fn(&Lab, &Proxy) -> Box<dyn Client>) {
         for digest in image.blobs() {
             assert_eq!(digest_of(&proxy.stored(digest)), digest);
         }
+
+        let name = format!("{REGISTRY}/{repository}");
+        let listed = wait_until("the image is listed", || {
+            listed_images(lab).into_iter().find(|listed| listed["image"] == name.as_str())
+        });
+        assert_eq!(listed["tags"], serde_json::json!(["v1"]), "{listed}");
+        let stored = listed["stored"].as_u64().unwrap();
+        let len = |digest| std::fs::metadata(proxy.stored(digest)).unwrap().len();
+        assert!(stored >= image.blobs().map(len).sum(), "{listed}");
 
         client.pull(lab, &reference).unwrap();
         client.check(lab, &reference, image);

@@ -313,6 +313,16 @@ impl Proxy {
     }
 }
 
+/// The images that the admin port lists.
+pub fn listed_images(lab: &Lab) -> Vec<serde_json::Value> {
+    let body = ask_admin(lab, "GET", "/api/cache/images");
+    let mut listed: serde_json::Value = serde_json::from_str(&body).expect("a list is JSON");
+    match listed["images"].take() {
+        serde_json::Value::Array(images) => images,
+        _ => panic!("{body}"),
+    }
+}
+
 /// Tells the admin port to remove `path`.
 pub fn delete(lab: &Lab, path: &str) {
     ask_admin(lab, "DELETE", path);
