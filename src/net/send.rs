@@ -12,9 +12,9 @@ use std::time::{Duration, Instant};
 use super::{Conn, NetError, give_way};
 use crate::sys;
 
-/// Bytes per `sendfile` call, after which others on this core get their turn: it takes some 60 us,
-/// so that whoever wants little waits for less than a millisecond behind eight who want much.
-const SENDFILE: u64 = 256 * 1024;
+/// Bytes per `sendfile` call, after which others on this core get their turn: it takes some 120 us,
+/// so that whoever wants little waits for a millisecond behind eight who want much.
+const SENDFILE: u64 = 512 * 1024;
 
 /// Plaintext per TLS write at most, after which others get their turn: sixteen records, encrypted
 /// and sent with one call, some 100 us.
