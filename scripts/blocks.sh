@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# Sourced: the commands that a document shows, for the tests that type them. Such a block opens with
-# ```sh PLACE, where PLACE says which test runs it.
+# Sourced, after common.sh: the commands that a document shows, for the tests that type them. Such a block
+# opens with ```sh PLACE, where PLACE says which test runs it.
 
 # blocks FILE PLACE: the number of the first line of each block of that place.
 blocks() {
@@ -10,4 +10,12 @@ blocks() {
 # block FILE LINE: the text of the block that begins there.
 block() {
   awk -v from="$2" 'NR >= from { if (/^```/) exit; print }' "$1"
+}
+
+# block_of FILE PLACE: the text of the only block of that place.
+block_of() {
+  local at
+  at=$(blocks "$1" "$2")
+  [[ $at =~ ^[0-9]+$ ]] || fail "$(basename "$1") has not one block '$2'"
+  block "$1" "$at"
 }

@@ -10,6 +10,8 @@ set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 # shellcheck source=scripts/common.sh
 . "$here/common.sh"
+# shellcheck source=scripts/blocks.sh
+. "$here/blocks.sh"
 # shellcheck source=scripts/machine.sh
 . "$here/machine.sh"
 
@@ -56,11 +58,10 @@ inside() {
   machine_boot "$root"
 }
 
-# As README.md says: the first block of its section.
+# As README.md says.
 start() {
   local steps
-  steps=$(sed -n '/^## As a service$/,/^```$/{/^```sh$/,/^```$/{/^```/!p}}' "$here/../README.md")
-  grep -q 'systemctl enable --now discobot-proxy.socket' <<<"$steps" || fail "README.md has no such steps"
+  steps=$(block_of "$here/../README.md" service)
   there sh -euc "cd /run/build
 $steps" 2>/dev/null
   local complaints

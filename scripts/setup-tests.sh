@@ -6,7 +6,7 @@ set -euo pipefail
 target=${CARGO_TARGET_DIR:-$(dirname "$0")/../target}
 
 packages=(
-  buildah busybox-static ca-certificates chromium containerd cpio crun curl debian-archive-keyring
+  apache2-utils buildah busybox-static ca-certificates chromium containerd cpio crun curl debian-archive-keyring
   debootstrap docker-registry docker.io dpkg-dev e2fsprogs fonts-dejavu-core gcc gnuplot-nox haproxy
   iproute2 jq kmod libc6-dev nginx openssl podman procps prometheus python3 qemu-system-x86 skopeo
   squid-openssl strace systemd util-linux valgrind xz-utils

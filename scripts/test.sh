@@ -13,8 +13,9 @@ cargo test --locked --no-fail-fast || status=$?
 # clients, which take longest, skopeo alone.
 DISCOBOT_SECCOMP=1 cargo test --locked --no-fail-fast --test '*' -- \
   --skip dockerd_ --skip containerd_ || status=$?
-# The Docker Engine of another Debian release; the tests above have built the binary.
+# The tests above have built the binary. The Docker Engine is that of another Debian release.
 cargo build --locked
+scripts/e2e-readme.sh "$target/debug/discobot-proxy" || status=$?
 scripts/e2e-docker.sh "$target/debug/discobot-proxy" || status=$?
 # TLS in the kernel, which this machine's own may not have.
 scripts/ktls-vm.sh || status=$?

@@ -1,4 +1,4 @@
-//! The documents name tests: each of them must be there.
+//! The documents name tests, and show commands that a script types: each of them must be there.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -60,4 +60,51 @@ fn a_name_that_is_not_there_is_found() {
     assert_eq!(names, ["a_test_of_mine", "a_test_…", "…_pulls_twice", "a_test_of_yours"]);
     let gone: Vec<_> = names.into_iter().filter(|name| !is_there(name, tests)).collect();
     assert_eq!(gone, ["a_test_of_yours"]);
+}
+
+/// The places of the blocks of commands, none for one that has no place.
+fn places(text: &str) -> Vec<Option<&str>> {
+    let opens = text.lines().filter_map(|line| line.trim_start().strip_prefix("```sh"));
+    opens.map(|place| place.strip_prefix(' ').filter(|place| !place.is_empty())).collect()
+}
+
+/// Whether the script names the document and types its blocks of this place.
+fn types(script: &str, document: &str, place: &str) -> bool {
+    let typed = |line: &str| {
+        let words: Vec<_> = line.split([' ', '(', ')', '"']).filter(|w| !w.is_empty()).collect();
+        let verb = words.iter().any(|word| ["typed", "blocks", "block_of"].contains(word));
+        verb && words.contains(&place)
+    };
+    let mut code = script.lines().filter(|line| !line.trim_start().starts_with('#'));
+    script.contains(document) && code.any(typed)
+}
+
+#[test]
+fn every_command_of_a_document_is_typed_by_a_script() {
+    let scripts = files(&root().join("scripts"), ".sh");
+    let scripts = scripts.iter().map(|path| fs::read_to_string(path).expect("a script"));
+    let scripts: Vec<_> = scripts.collect();
+    let mut loose = Vec::new();
+    for path in [files(&root().join("docs"), ".md"), files(&root(), "README.md")].concat() {
+        let text = fs::read_to_string(&path).expect("a document");
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        for place in places(&text) {
+            let known = |place| scripts.iter().any(|script| types(script, &name, place));
+            if !place.is_some_and(known) {
+                loose.push(format!("{name}: {}", place.unwrap_or("a block without a place")));
+            }
+        }
+    }
+    assert!(loose.is_empty(), "no script types these:\n{}", loose.join("\n"));
+}
+
+#[test]
+fn a_block_that_no_script_types_is_found() {
+    let text = "```sh\nls\n```\n- so:\n  ```sh here\n  ls\n  ```\n```text\nls\n```\n";
+    assert_eq!(places(text), [None, Some("here")]);
+    let script = "# typed gone\nDOCUMENT=A.md\nsaid=$(typed here)\necho there\n";
+    assert!(types(script, "A.md", "here"));
+    for (document, place) in [("B.md", "here"), ("A.md", "there"), ("A.md", "gone")] {
+        assert!(!types(script, document, place), "{document} {place}");
+    }
 }
