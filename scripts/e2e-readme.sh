@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# e2e-readme.sh [BINARY]: types the commands of README.md, each block by its place, on one machine that is the
-# proxy's host and a client at once: in namespaces with no way out, where changes to /etc and the like are
-# gone afterwards, and where two docker-registries have the names of Docker Hub and ghcr.io.
+# e2e-readme.sh [BINARY]: types the commands of README.md, docs/CLIENTS.md and docs/OPERATING.md, each block by its
+# place, on one machine that is the proxy's host and a client at once: in namespaces with no way out, where
+# changes to /etc and the like are gone afterwards, and where two docker-registries have the names of Docker
+# Hub and ghcr.io.
 #
 # BINARY is target/release/discobot-proxy where none is named, built first. Root, Linux.
 set -euo pipefail
@@ -33,6 +34,7 @@ inside() {
   trap 'logs $?' EXIT
   machine "$binary"
   registries
+  (cd "$here/.." && cat README.md docs/CLIENTS.md docs/OPERATING.md) >"$scratch/documents"
   cd "$scratch/host"
   cp "$scratch/ghcr/srv.crt" registry.crt
   pinned=$(typed pin)
@@ -91,9 +93,9 @@ registries() {
 # so that a password is read from the standard input.
 typed() {
   local text
-  text=$(block_of "$here/../README.md" "$1")
+  text=$(block_of "$scratch/documents" "$1")
   setsid --wait bash -euo pipefail -c "$(sed "${2:-}" <<<"$text")" 2>"$scratch/$1.log" ||
-    fail "the block '$1' of README.md: $(tail -n 3 "$scratch/$1.log")"
+    fail "the block '$1': $(tail -n 3 "$scratch/$1.log")"
 }
 
 configure() {

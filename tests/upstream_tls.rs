@@ -16,7 +16,7 @@ use support::origin::{Origin, fresh_body};
 use support::proxy::{Proxy, Setup};
 use support::registry::blob_path;
 
-/// As the README has it, with the certificate from standard input.
+/// As docs/OPERATING.md has it, with the certificate from standard input.
 const PIN: &str = "openssl x509 -pubkey -noout | openssl pkey -pubin -outform der \
                    | openssl dgst -sha256 -binary | base64";
 
