@@ -1,7 +1,8 @@
-//! The documents name tests, and show commands that a script types: each of them must be there.
+//! The documents name tests, commands and each other, and show what a script types: all must be there.
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
@@ -107,5 +108,67 @@ fn a_block_that_no_script_types_is_found() {
     assert!(types(script, "A.md", "here"));
     for (document, place) in [("B.md", "here"), ("A.md", "there"), ("A.md", "gone")] {
         assert!(!types(script, document, place), "{document} {place}");
+    }
+}
+
+fn documents() -> Vec<PathBuf> {
+    [files(&root().join("docs"), ".md"), files(&root(), ".md")].concat()
+}
+
+/// The commands of the program that the text names in a line.
+fn commands(text: &str) -> Vec<&str> {
+    let quoted = text.split('`').skip(1).step_by(2);
+    let words = quoted.filter_map(|span| span.strip_prefix("discobot-proxy "));
+    let first = words.filter_map(|rest| rest.split_whitespace().next());
+    first.filter(|word| word.chars().all(|c| c.is_ascii_lowercase())).collect()
+}
+
+#[test]
+fn every_command_that_a_document_names_is_there() {
+    let mut program = Command::new(env!("CARGO_BIN_EXE_discobot-proxy"));
+    let help = program.arg("--help").output().expect("its help").stdout;
+    let help = String::from_utf8(help).expect("text");
+    let known: Vec<_> = help.lines().filter_map(|line| line.strip_prefix("  ")).collect();
+    let is_known = |name: &str| known.iter().any(|line| line.split(' ').next() == Some(name));
+    assert!(is_known("warm") && !is_known("wram"));
+    for path in documents() {
+        let text = fs::read_to_string(&path).expect("a document");
+        for name in commands(&text) {
+            assert!(is_known(name), "{}: discobot-proxy {name}", path.display());
+        }
+    }
+    assert_eq!(commands("`discobot-proxy wram x` and `discobot-proxy --help`"), ["wram"]);
+}
+
+/// A heading as links name it.
+fn anchor(heading: &str) -> String {
+    let words = heading.trim_start_matches('#').trim().to_lowercase();
+    let kept = words.chars().filter(|c| c.is_alphanumeric() || "-_ ".contains(*c));
+    kept.collect::<String>().replace(' ', "-")
+}
+
+fn leads_somewhere(link: &str, from: &Path) -> bool {
+    let (file, part) = link.split_once('#').unwrap_or((link, ""));
+    let to = match file {
+        "" => from.to_path_buf(),
+        file => from.parent().unwrap_or(from).join(file),
+    };
+    let heads = |text: String| text.lines().any(|l| l.starts_with('#') && anchor(l) == part);
+    to.exists() && (part.is_empty() || fs::read_to_string(&to).is_ok_and(heads))
+}
+
+#[test]
+fn every_link_between_documents_leads_somewhere() {
+    for path in documents() {
+        let text = fs::read_to_string(&path).expect("a document");
+        let links = text.split("](").skip(1).filter_map(|rest| rest.split(')').next());
+        for link in links.filter(|link| !link.starts_with("http")) {
+            assert!(leads_somewhere(link, &path), "{}: {link}", path.display());
+        }
+    }
+    let readme = root().join("README.md");
+    assert!(leads_somewhere("docs/OPERATING.md#limits", &readme));
+    for link in ["docs/GONE.md", "docs/OPERATING.md#limit", "#limits"] {
+        assert!(!leads_somewhere(link, &readme), "{link}");
     }
 }
