@@ -42,6 +42,7 @@ inside() {
   start
   typed client >/dev/null
   typed podman >/dev/null
+  [[ $(typed doctor) == *'comes from its cache'* ]] || fail "doctor found no hit"
   see
   typed warm >/dev/null
   images
