@@ -10,6 +10,7 @@ use std::sync::Arc;
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 use discobot_proxy::cache::{self, Progress};
+use discobot_proxy::command::admin::{self, Failure};
 use discobot_proxy::command::warm;
 use discobot_proxy::config::{Config, Source};
 use discobot_proxy::doctor::{self, Finding};
@@ -60,6 +61,8 @@ enum Command {
     /// Every part is checked against its digest and thrown away. Exit code 1: an image failed, and
     /// is named with its reason; the others are pulled all the same.
     Warm(warm::Options),
+    #[command(flatten)]
+    Admin(admin::Command),
     /// Print a completion script, for a file that the shell reads at its start.
     Completions {
         /// The shell.
@@ -123,6 +126,10 @@ fn main() -> ExitCode {
         Some(Command::Health) => configured(|config| health(&config)),
         Some(Command::Warm(options)) => match source.load() {
             Ok(config) => warm_up(&config, &options),
+            Err(error) => complain(2, &error),
+        },
+        Some(Command::Admin(command)) => match source.load() {
+            Ok(config) => administer(&config, &command),
             Err(error) => complain(2, &error),
         },
         Some(Command::Completions { shell }) => completions(shell),
@@ -225,6 +232,14 @@ fn warm_up(config: &Config, options: &warm::Options) -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(1),
         Err(error) => complain(2, &error),
+    }
+}
+
+fn administer(config: &Config, command: &admin::Command) -> ExitCode {
+    match admin::run(config, command, &mut std::io::stdout().lock()) {
+        Ok(()) | Err(Failure::Gone) => ExitCode::SUCCESS,
+        Err(Failure::Usage(error)) => complain(2, &error),
+        Err(Failure::Failed(error)) => complain(1, &error),
     }
 }
 

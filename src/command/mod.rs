@@ -1,3 +1,4 @@
 //! Commands that talk to a running proxy, by blocking calls: they are no part of it.
 
+pub mod admin;
 pub mod warm;

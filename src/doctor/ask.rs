@@ -64,7 +64,13 @@ impl Proxy {
 
     /// One of its own pages.
     pub fn own(&self, path: &str) -> Result<Asked, String> {
-        Asked::read(self.ask(path, &self.authority(), "")?)
+        self.own_by("GET", path, "")
+    }
+
+    /// As [`Proxy::own`], by another method, without a body. `fields` are whole lines.
+    pub fn own_by(&self, method: &str, path: &str, fields: &str) -> Result<Asked, String> {
+        let fields = format!("Content-Length: 0\r\n{fields}");
+        Asked::read(self.ask(method, path, &self.authority(), &fields)?)
     }
 
     /// `https://HOST/PATH` through it. `fields` are whole lines.
@@ -81,20 +87,27 @@ impl Proxy {
     ) -> Result<(ResponseHead, Body), String> {
         let target = format!("https://{host}{path}");
         match &self.0.credentials {
-            None => self.ask(&target, host, fields),
+            None => self.ask("GET", &target, host, fields),
             Some(known) => {
                 let user = format!("Proxy-Authorization: {}\r\n{fields}", known.basic().expose());
-                self.ask(&target, host, &user)
+                self.ask("GET", &target, host, &user)
             }
         }
     }
 
-    fn ask(&self, target: &str, host: &str, fields: &str) -> Result<(ResponseHead, Body), String> {
+    fn ask(
+        &self,
+        method: &str,
+        target: &str,
+        host: &str,
+        fields: &str,
+    ) -> Result<(ResponseHead, Body), String> {
+        let request = format!("{method} {target} HTTP/1.0\r\nHost: {host}\r\n{fields}\r\n");
         let addresses = (&*self.0.host, self.0.port).to_socket_addrs();
         let mut error = "its name has no address".to_owned();
         for address in addresses.map_err(|error| error.to_string())? {
             match TcpStream::connect_timeout(&address, PATIENCE) {
-                Ok(stream) => return talk(stream, target, host, fields),
+                Ok(stream) => return talk(stream, &request),
                 Err(why) => error = why.to_string(),
             }
         }
@@ -108,13 +121,7 @@ impl fmt::Display for Proxy {
     }
 }
 
-fn talk(
-    mut stream: TcpStream,
-    target: &str,
-    host: &str,
-    fields: &str,
-) -> Result<(ResponseHead, Body), String> {
-    let request = format!("GET {target} HTTP/1.0\r\nHost: {host}\r\n{fields}\r\n");
+fn talk(mut stream: TcpStream, request: &str) -> Result<(ResponseHead, Body), String> {
     stream
         .set_read_timeout(Some(SILENCE))
         .and_then(|()| stream.set_write_timeout(Some(SILENCE)))

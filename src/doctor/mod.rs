@@ -118,19 +118,24 @@ pub fn examine(
 /// # Errors
 /// Where it can't be asked or does not answer 200, in one line.
 pub fn health(config: &Config) -> Result<String, String> {
+    let admin = own_admin(config)?;
+    match admin.own("/health") {
+        Ok(said) if said.status() == 200 => Ok(String::from_utf8_lossy(&said.body).into_owned()),
+        Ok(said) => Err(format!("{admin} answers {}", said.status())),
+        Err(error) => Err(format!("{admin} does not answer: {error}")),
+    }
+}
+
+/// The admin port that the configuration names, as it is reached from this machine.
+pub(crate) fn own_admin(config: &Config) -> Result<Proxy, String> {
     let ip = match config.proxy.api_bind {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
         IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
         ip => ip,
     };
     let address = SocketAddr::new(ip, config.proxy.api_port);
-    let admin = Proxy::parse(&format!("http://{address}"))
-        .ok_or_else(|| format!("{address} is no address to ask: see proxy.api_port"))?;
-    match admin.own("/health") {
-        Ok(said) if said.status() == 200 => Ok(String::from_utf8_lossy(&said.body).into_owned()),
-        Ok(said) => Err(format!("{admin} answers {}", said.status())),
-        Err(error) => Err(format!("{admin} does not answer: {error}")),
-    }
+    Proxy::parse(&format!("http://{address}"))
+        .ok_or_else(|| format!("{address} is no address to ask: see proxy.api_port"))
 }
 
 pub(crate) fn named_proxy(config: &Config, named: Option<&str>) -> Result<Proxy, String> {

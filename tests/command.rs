@@ -1,0 +1,179 @@
+//! `stats`, `images`, `purge` and `pin`: the real binary asks a running one by its admin port.
+
+mod support;
+
+use std::net::TcpListener;
+
+use serde_json::{Value, json};
+use support::answer::Answer;
+use support::body::Body;
+use support::names;
+use support::origin::{Origin, fresh_body};
+use support::proxy::{Finished, Proxy, Setup};
+use support::registry::{blob_path, manifest_path};
+use support::wait_until;
+
+const REPOSITORY: &str = "lab/app";
+
+fn ask(setup: &Setup, proxy: &Proxy, command: &[&str]) -> Finished {
+    let url = format!("http://{}", proxy.admin_address());
+    setup.run(&[command, &["--admin", &url]].concat())
+}
+
+/// Standard output of a command that must succeed.
+#[track_caller]
+fn said(seen: &Finished) -> &str {
+    assert_eq!((seen.code, &*seen.stderr), (Some(0), ""), "{seen:?}");
+    &seen.stdout
+}
+
+/// It must end with this code and one line, with this part.
+#[track_caller]
+fn fails(seen: &Finished, code: i32, part: &str) {
+    assert_eq!((seen.code, seen.stderr.lines().count()), (Some(code), 1), "{seen:?}");
+    assert!(seen.stderr.contains(part) && seen.stdout.is_empty(), "no {part:?}: {seen:?}");
+}
+
+/// The cells of the row that begins with this.
+#[track_caller]
+fn row<'a>(table: &'a str, first: &str) -> Vec<&'a str> {
+    let line = table.lines().find_map(|line| line.strip_prefix(first));
+    line.unwrap_or_else(|| panic!("no {first:?} in {table}")).split_whitespace().collect()
+}
+
+/// Pulls an image of one layer under this tag; its bytes.
+fn pull(proxy: &Proxy, origin: &Origin, tag: &str) -> u64 {
+    let (layer, config) = (fresh_body(300_000), fresh_body(100));
+    let part = |body: &Body| json!({"size": body.len(), "digest": body.digest()});
+    let document = json!({"schemaVersion": 2, "config": part(&config), "layers": [part(&layer)]});
+    let manifest = Body::bytes(document.to_string());
+    let answer = Answer::ok(&manifest)
+        .with("Content-Type", "application/vnd.oci.image.manifest.v1+json")
+        .with("Docker-Content-Digest", manifest.digest());
+    let tagged = format!("/v2/{REPOSITORY}/manifests/{tag}");
+    let path = manifest_path(REPOSITORY, &manifest);
+    origin.get(&tagged, answer.clone());
+    origin.get(&path, answer);
+    proxy.get(origin, &tagged).assert_is(&manifest);
+    proxy.get(origin, &path).assert_is(&manifest);
+    for body in [&layer, &config] {
+        let path = blob_path(REPOSITORY, body);
+        origin.get(&path, Answer::ok(body));
+        proxy.get(origin, &path).assert_is(body);
+    }
+    manifest.len() + layer.len() + config.len()
+}
+
+fn listed(setup: &Setup, proxy: &Proxy) -> Vec<Value> {
+    let seen = ask(setup, proxy, &["images", "--json"]);
+    let list: Value = serde_json::from_str(said(&seen)).expect("JSON");
+    list["images"].as_array().expect("a list").clone()
+}
+
+#[test]
+fn stats_are_a_table_or_as_the_admin_port_has_them() {
+    let mut setup = Setup::new();
+    let origin = Origin::http(names::REGISTRY);
+    let proxy = setup.start();
+    let body = fresh_body(300_000);
+    origin.get(&blob_path(REPOSITORY, &body), Answer::ok(&body));
+    for _ in 0..3 {
+        proxy.get(&origin, &blob_path(REPOSITORY, &body)).assert_is(&body);
+    }
+    proxy.wait_stat("hits", 2);
+    let seen = ask(&setup, &proxy, &["stats"]);
+    let table = said(&seen);
+    assert_eq!((row(table, "hits "), row(table, "misses ")), (vec!["2"], vec!["1"]));
+    assert_eq!(row(table, "stored "), ["293.0", "KiB"]);
+    let stats: Value =
+        serde_json::from_str(said(&ask(&setup, &proxy, &["stats", "--json"]))).expect("JSON");
+    assert_eq!((&stats["hits"], &stats["current_size"]), (&json!(2), &json!(300_000)));
+    // Without an address it is the configuration's.
+    let port = proxy.admin_address().port();
+    setup.set(json!({ "proxy": { "api_port": port } }));
+    let config = setup.write_config().display().to_string();
+    let seen = setup.run(&["stats", "--config", &config]);
+    assert_eq!(row(said(&seen), "hits "), ["2"]);
+}
+
+#[test]
+fn where_nothing_listens_one_line_names_it() {
+    let setup = Setup::new();
+    let socket = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let url = format!("http://{}", socket.local_addr().expect("its address"));
+    drop(socket);
+    for command in [&["stats"][..], &["images"], &["pin", "--list"], &["purge", "--all", "--yes"]] {
+        fails(&setup.run(&[command, &["--admin", &url]].concat()), 1, &url);
+    }
+    fails(&setup.run(&["stats", "--admin", "nonsense"]), 2, "--admin wants http://HOST:PORT");
+}
+
+#[test]
+fn the_token_is_the_configurations_or_the_environments() {
+    let setup = Setup::new().with(json!({ "proxy": { "api_token": "s3cret-token" } }));
+    let proxy = setup.start();
+    let config = setup.write_config().display().to_string();
+    said(&ask(&setup, &proxy, &["stats", "--config", &config]));
+    fails(&ask(&Setup::new(), &proxy, &["stats"]), 1, "set API_TOKEN");
+    let setup = setup.env("API_TOKEN", "another");
+    fails(&ask(&setup, &proxy, &["stats", "--config", &config]), 1, "set API_TOKEN");
+    let setup = Setup::new().env("API_TOKEN", "s3cret-token");
+    said(&ask(&setup, &proxy, &["stats"]));
+    let setup = Setup::new().env("API_TOKEN", "two words");
+    fails(&ask(&setup, &proxy, &["stats"]), 2, "API_TOKEN is visible ASCII");
+}
+
+#[test]
+fn images_are_listed_and_purged() {
+    let setup = Setup::new();
+    let origin = Origin::http(names::REGISTRY);
+    let proxy = setup.start();
+    let one = pull(&proxy, &origin, "1");
+    let two = pull(&proxy, &origin, "2");
+    let name = format!("{}/{REPOSITORY}", origin.authority());
+    let whole = || {
+        let images = listed(&setup, &proxy);
+        let stored: u64 = images.iter().filter_map(|image| image["stored"].as_u64()).sum();
+        (images.len() == 2 && stored == one + two).then_some(())
+    };
+    wait_until("both images", whole);
+    let seen = ask(&setup, &proxy, &["images", "--sort", "image"]);
+    let cells = row(said(&seen), &format!("{name}:1 "));
+    assert_eq!((&cells[..4], cells.last()), (&["293.3", "KiB", "293.3", "KiB"][..], Some(&"-")));
+
+    let image = format!("{name}:1");
+    let purge = ["purge", "--image", &image];
+    fails(&ask(&setup, &proxy, &purge), 2, "add --yes");
+    let dry = ask(&setup, &proxy, &[&purge[..], &["--dry-run"]].concat());
+    assert_eq!(said(&dry), "would remove 3 entries of 293.3 KiB");
+    assert_eq!(proxy.stat("current_size"), one + two);
+    let done = ask(&setup, &proxy, &[&purge[..], &["--yes"]].concat());
+    assert_eq!(said(&done), "removed 3 entries of 293.3 KiB");
+    assert_eq!(proxy.stat("current_size"), two);
+    fails(&ask(&setup, &proxy, &[&purge[..], &["--yes"]].concat()), 1, "answers 404: ");
+
+    said(&ask(&setup, &proxy, &["purge", "--older-than", "7d", "--yes"]));
+    assert_eq!(proxy.stat("current_size"), two);
+    said(&ask(&setup, &proxy, &["purge", "--repository", &name, "--yes"]));
+    assert_eq!(proxy.stat("current_size"), 0);
+    pull(&proxy, &origin, "3");
+    said(&ask(&setup, &proxy, &["purge", "--all", "--yes"]));
+    assert_eq!(proxy.stat("current_size"), 0);
+    for wrong in [&["purge", "--yes"][..], &["purge", "--all", "--image", "a"], &["pin"]] {
+        assert_eq!(ask(&setup, &proxy, wrong).code, Some(2), "{wrong:?}");
+    }
+}
+
+#[test]
+fn pins_are_made_listed_and_removed() {
+    let setup = Setup::new();
+    let proxy = setup.start();
+    let pinned = "docker.io/library/alpine:latest";
+    assert_eq!(said(&ask(&setup, &proxy, &["pin", "alpine"])), format!("{pinned}: pinned"));
+    let list = ask(&setup, &proxy, &["pin", "--list"]);
+    assert_eq!(row(said(&list), pinned)[..2], ["0", "B"]);
+    let remove = ["pin", "--remove", "alpine"];
+    said(&ask(&setup, &proxy, &remove));
+    fails(&ask(&setup, &proxy, &remove), 1, &format!("404: {pinned} is not pinned"));
+    assert_eq!(said(&ask(&setup, &proxy, &["pin", "--list"])).lines().count(), 1);
+}
