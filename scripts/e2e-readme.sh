@@ -46,6 +46,7 @@ inside() {
   see
   typed warm >/dev/null
   images
+  command_line
   users
   echo "e2e-readme.sh: all well"
 }
@@ -128,6 +129,12 @@ images() {
   said=$(typed images)
   [[ $said == *ghcr.io/org/app*'"dry_run"'* ]] || fail "images: $said"
   [[ $(curl --silent 127.0.0.1:17081/api/cache/pins) == *alpine:3.20* ]] || fail "nothing is pinned"
+}
+
+command_line() {
+  local said
+  said=$(typed command)
+  [[ $said == *'hit rate'*ghcr.io/org/app:1.2*'would remove'*alpine:3.20* ]] || fail "command: $said"
 }
 
 # The users' file and then the configuration that names it, which the proxy reads while it runs.
