@@ -152,15 +152,19 @@ const TEXTS = {
   all: "Every entry is removed; running transfers finish. The next pulls fetch everything again.",
 };
 
+// Ends the question that is open.
+let settle = null;
+
 function confirmed(title, text, verb) {
   const dialog = by("ask");
+  settle?.(false);
   by("ask-title").textContent = title;
   by("ask-text").textContent = text;
   by("ask-yes").textContent = verb;
   dialog.returnValue = "";
   dialog.showModal();
   return new Promise((done) => {
-    dialog.addEventListener("close", () => done(dialog.returnValue === "yes"), { once: true });
+    settle = done;
   });
 }
 
@@ -190,6 +194,12 @@ async function change(action, image) {
   }
 }
 
+by("ask").addEventListener("close", () => {
+  // It comes a moment late: by then the next question may be open.
+  if (by("ask").open) return;
+  settle?.(by("ask").returnValue === "yes");
+  settle = null;
+});
 by("ask-no").addEventListener("click", () => by("ask").close(""));
 by("ask-yes").addEventListener("click", () => by("ask").close("yes"));
 by("purge-all").addEventListener("click", () => change("all", ""));
