@@ -33,6 +33,9 @@ impl Admin {
             Err(why) => return refusal(400, "BAD_QUERY", &why),
         };
         let result = match (path, &head.method) {
+            ("/api/cache", method) if *method == Method::DELETE && !body.is_empty() => {
+                Err("what to remove is said in the query, not in a body".to_owned())
+            }
             ("/api/cache", method) if *method == Method::DELETE => match purge(&fields) {
                 Ok(purge) => return self.purge(purge).await,
                 Err(why) => Err(why),
@@ -228,8 +231,8 @@ fn only(fields: &[(String, String)], known: &[&str]) -> Result<(), Wrong> {
 }
 
 fn purge(fields: &[(String, String)]) -> Result<Purge, Wrong> {
-    only(fields, &["image", "repository", "older_than", "dry_run", "force"])?;
-    let mut purge = Purge::default();
+    only(fields, &["image", "repository", "older_than", "all", "dry_run", "force"])?;
+    let (mut purge, mut all) = (Purge::default(), fields.is_empty());
     let flag = |name: &str, value: &str| match value {
         "1" | "true" => Ok(true),
         "0" | "false" => Ok(false),
@@ -240,9 +243,16 @@ fn purge(fields: &[(String, String)]) -> Result<Purge, Wrong> {
             "image" => purge.image = Some(Image::parse(value)?),
             "repository" => purge.repository = Some(Repository::parse(value)?),
             "older_than" => purge.unused_since_ms = Some(before(value)?),
+            "all" => all = flag(name, value)?,
             "dry_run" => purge.dry_run = flag(name, value)?,
             _ => purge.force = flag(name, value)?,
         }
+    }
+    let named =
+        purge.image.is_some() || purge.repository.is_some() || purge.unused_since_ms.is_some();
+    // A shell cuts an unquoted address at its first &.
+    if !named && !all && !purge.dry_run {
+        return Err("say what: image=, repository=, older_than= or all=1".to_owned());
     }
     Ok(purge)
 }
