@@ -327,6 +327,7 @@ fn a_bad_document_changes_nothing_and_says_why() {
         ("headers: {}\ncache: {patterns: ['(']}\n", "cache.patterns[0]"),
         ("headers: {}\ntls: {upstream_ca: [none.pem]}\n", "tls.upstream_ca[0]"),
         ("headers: {}\nproxy: {users: none}\n", "proxy.users"),
+        ("# all of it\n", "nothing that is set"),
     ] {
         fs::write(setup.path("config.yaml"), file).expect("the file");
         let response = ask(&proxy, "POST", "/api/config/reload", &[], "");

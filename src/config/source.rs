@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use super::error::Place;
 use super::{Config, ConfigError, read};
 
 /// The file that the command line names, if it does, and this process's environment.
@@ -20,10 +21,31 @@ impl Source {
         Config::load(self.file.as_deref(), variable)
     }
 
+    /// Reads it again. A file that is empty or gone, where it was not `before`, is no request for
+    /// all the defaults: a full disk leaves such files, and what was closed would be open.
+    ///
+    /// # Errors
+    /// As for [`Config::load`], and for such a file.
+    pub fn reload(&self, before: &Config) -> Result<Config, ConfigError> {
+        let nothing = read::parse("", "", &set)?;
+        let config = self.load()?;
+        if config == nothing && *before != nothing {
+            let place = Place::File(self.path().to_string_lossy().into_owned());
+            let wanted = "a key with a value; all defaults take a restart";
+            return Err(ConfigError::new(place, "", "nothing that is set", wanted));
+        }
+        Ok(config)
+    }
+
     /// The file that is read where it exists.
     pub fn path(&self) -> PathBuf {
-        read::find(self.file.as_deref(), &|name| variable(name).filter(|text| !text.is_empty())).0
+        read::find(self.file.as_deref(), &set).0
     }
+}
+
+/// A variable that says something.
+fn set(name: &str) -> Option<String> {
+    variable(name).filter(|text| !text.is_empty())
 }
 
 fn variable(name: &str) -> Option<String> {

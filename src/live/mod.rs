@@ -155,7 +155,7 @@ impl Live {
         if let Some(users) = &before.users {
             users.reload();
         }
-        let read = self.source.load();
+        let read = self.source.reload(&filed);
         self.take_over(read, &mut filed).inspect_err(say_refused)
     }
 
@@ -165,7 +165,7 @@ impl Live {
     /// As for [`Live::reload`]; the log has not been told.
     pub fn follow(&self) -> Result<Option<Change>, ConfigError> {
         let mut filed = lock(&self.filed);
-        let read = self.source.load()?;
+        let read = self.source.reload(&filed)?;
         if read == **filed {
             tracing::debug!("the configuration's file says what it did");
             return Ok(None);
