@@ -188,9 +188,8 @@ impl Admin {
     fn new(config: &Config, to: &To) -> Result<Admin, Failure> {
         let at = match &to.admin {
             None => own_admin(config).map_err(Failure::Usage)?,
-            Some(url) => Proxy::parse(url).ok_or_else(|| {
-                Failure::Usage(format!("--admin wants http://HOST:PORT, not {url:?}"))
-            })?,
+            Some(url) => Proxy::parse(url)
+                .ok_or_else(|| Failure::Usage("--admin wants http://HOST:PORT".to_owned()))?,
         };
         let given = std::env::var("API_TOKEN").ok().filter(|token| !token.is_empty());
         let token =

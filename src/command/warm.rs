@@ -151,7 +151,8 @@ impl Puller<'_> {
         let (tally, failures) = (Mutex::new(Tally::default()), Mutex::new(Vec::new()));
         // Draws on a terminal only.
         let bars = MultiProgress::new();
-        let total = bars.add(bar(blobs.iter().map(|(_, size)| size).sum(), "total".to_owned()));
+        let sizes = blobs.iter().map(|(_, size)| *size).fold(0, u64::saturating_add);
+        let total = bars.add(bar(sizes, "total".to_owned()));
         let next = AtomicUsize::new(0);
         thread::scope(|scope| {
             for _ in 0..usize::from(self.options.jobs).min(blobs.len()) {
@@ -299,6 +300,9 @@ fn check(body: &mut Body, digest: &Digest, size: u64, bar: &ProgressBar) -> Resu
         hasher.update(piece.get(..got).unwrap_or_default());
         read += got as u64;
         bar.inc(got as u64);
+        if read > size {
+            return Err(format!("more bytes came than the {size} its manifest says"));
+        }
     }
     match hasher.finish() == *digest {
         _ if read != size => Err(format!("{read} bytes came, its manifest says {size}")),

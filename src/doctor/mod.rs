@@ -140,14 +140,13 @@ pub(crate) fn own_admin(config: &Config) -> Result<Proxy, String> {
 
 pub(crate) fn named_proxy(config: &Config, named: Option<&str>) -> Result<Proxy, String> {
     if let Some(named) = named {
-        return Proxy::parse(named)
-            .ok_or_else(|| format!("--proxy wants http://HOST:PORT, not {named:?}"));
+        // It may hold a password.
+        return Proxy::parse(named).ok_or_else(|| "--proxy wants http://HOST:PORT".to_owned());
     }
     for name in ["HTTPS_PROXY", "https_proxy"] {
         if let Ok(value) = std::env::var(name)
             && !value.is_empty()
         {
-            // It may hold a password.
             return Proxy::parse(&value)
                 .ok_or_else(|| format!("{name} is not http://HOST:PORT; name it by --proxy"));
         }
