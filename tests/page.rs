@@ -110,8 +110,10 @@ fn the_page_has_its_figures_without_a_script() {
     proxy.get(&origin, &format!("{path}?sig=SECRET")).assert_is(&body);
     let path = blob_path("lab/img", &body);
     proxy.get(&origin, &path).assert_hit();
-    let live = proxy.admin("GET", "/api/live", &[]).json();
-    assert_eq!(live["stats"]["hits"], json!(1), "{live}");
+    let live = wait_until("the miss and the hit", || {
+        let live = proxy.admin("GET", "/api/live", &[]).json();
+        (live["stats"]["hits"] == 1 && live["recent_misses"][0].is_object()).then_some(live)
+    });
     assert_eq!(live["recent_misses"][0]["reason"], json!("first-time"));
     assert_eq!(live["recent_misses"][0]["path"], json!(path));
     assert_eq!(live["fills_running"], json!([]));

@@ -77,12 +77,16 @@ impl Lesson {
     pub fn end(self) {
         let Lesson { images, image, said, body } = self;
         let by_tag = matches!(image.reference, Reference::Tag(_));
-        let heard = match (body, said) {
-            (Some(mut body), _) => Heard::Manifest(std::mem::take(&mut body.0)),
-            (None, Some(digest)) if by_tag => Heard::Digest(digest),
+        let (heard, passing) = match (body, said) {
+            (Some(mut body), _) => (Heard::Manifest(std::mem::take(&mut body.0)), Some(body)),
+            (None, Some(digest)) if by_tag => (Heard::Digest(digest), None),
             _ => return,
         };
-        help(move || images.hear(image, heard));
+        help(move || {
+            images.hear(image, heard);
+            // It counts as one that is held until here.
+            drop(passing);
+        });
     }
 }
 

@@ -149,7 +149,7 @@ const TEXTS = {
   purge: "What other images use, too, stays. The next pull fetches the rest again.",
   pin: "It is kept when room is made for others.",
   unpin: "It may be evicted again when room is needed.",
-  all: "Every entry is removed; running transfers finish. The next pulls fetch everything again.",
+  all: "Every entry that is not pinned is removed; running transfers finish. The next pulls fetch everything again.",
 };
 
 // Ends the question that is open.
