@@ -90,5 +90,7 @@ pub(super) fn write(path: &Path, catalogue: &Catalogue) -> io::Result<()> {
     // It tells the names of private images.
     let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&part)?;
     file.write_all(&serde_json::to_vec(&document)?)?;
+    // Or a power cut leaves the new name and none of the bytes: the pins with them.
+    file.sync_all()?;
     fs::rename(part, path)
 }

@@ -21,6 +21,7 @@ mod purge;
 use std::collections::HashSet;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -55,12 +56,12 @@ pub struct Images {
     /// What the cache was told to keep. Held for as long as it takes to tell it.
     kept: Mutex<HashSet<Key>>,
     file: PathBuf,
+    /// Whether the file would say something new. Who learns that does not wait for a write.
+    due: AtomicBool,
     saving: Mutex<Saving>,
 }
 
 struct Saving {
-    /// Whether the file would say something new.
-    due: bool,
     last: Instant,
     took: Duration,
 }
@@ -85,9 +86,16 @@ impl Images {
             Ok(catalogue) => (catalogue, None),
             Err(error) => (Catalogue::default(), Some(error)),
         };
-        let saving = Saving { due: false, last: Instant::now(), took: Duration::ZERO };
+        let saving = Saving { last: Instant::now(), took: Duration::ZERO };
         let (catalogue, saving) = (Mutex::new(catalogue), Mutex::new(saving));
-        let images = Images { cache, catalogue, kept: Mutex::default(), file, saving };
+        let images = Images {
+            cache,
+            catalogue,
+            kept: Mutex::default(),
+            file,
+            due: AtomicBool::new(false),
+            saving,
+        };
         images.keep_pinned();
         (images, error)
     }
@@ -95,7 +103,7 @@ impl Images {
     /// Writes everything down, where there is something new and it was not done a moment ago.
     pub fn save(&self) -> io::Result<()> {
         let saving = lock(&self.saving);
-        match saving.due && saving.last.elapsed() >= saving.took * SAVE_SHARE {
+        match self.is_due() && saving.last.elapsed() >= saving.took * SAVE_SHARE {
             true => self.write(saving),
             false => Ok(()),
         }
@@ -104,15 +112,22 @@ impl Images {
     /// Writes everything down, where there is something new.
     pub fn save_now(&self) -> io::Result<()> {
         let saving = lock(&self.saving);
-        if saving.due { self.write(saving) } else { Ok(()) }
+        if self.is_due() { self.write(saving) } else { Ok(()) }
+    }
+
+    fn is_due(&self) -> bool {
+        self.due.load(Ordering::SeqCst)
     }
 
     fn write(&self, mut saving: MutexGuard<'_, Saving>) -> io::Result<()> {
-        saving.due = false;
+        // Before it is looked at what there is: what comes meanwhile is due again.
+        self.due.store(false, Ordering::SeqCst);
         let begun = Instant::now();
         let written = file::write(&self.file, &self.snapshot());
         (saving.last, saving.took) = (Instant::now(), begun.elapsed());
-        saving.due |= written.is_err();
+        if written.is_err() {
+            self.due.store(true, Ordering::SeqCst);
+        }
         written
     }
 
@@ -132,7 +147,7 @@ impl Images {
         let learnt = self.learn(&digest, body);
         // That a name was seen again is not worth a write by itself.
         if is_new || learnt {
-            lock(&self.saving).due = true;
+            self.due.store(true, Ordering::SeqCst);
             self.keep_pinned();
         }
     }
@@ -200,7 +215,7 @@ impl Images {
     }
 
     fn pins_changed(&self) -> io::Result<()> {
-        lock(&self.saving).due = true;
+        self.due.store(true, Ordering::SeqCst);
         self.keep_pinned();
         self.save_now()
     }

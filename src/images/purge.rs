@@ -1,11 +1,12 @@
 //! What is removed by what people call it, or by its last use.
 
 use std::collections::HashSet;
+use std::sync::atomic::Ordering;
 
 use thiserror::Error;
 
+use super::Images;
 use super::catalogue::{Catalogue, Named};
-use super::{Images, lock};
 use crate::cache::{CacheError, Held, Removed};
 use crate::key::{Digest, Image, Key, Reference, Repository};
 
@@ -118,7 +119,7 @@ impl Images {
             };
             catalogue.forget(|image, named| is_meant(image, named) && !pins.contains(image));
         }
-        lock(&self.saving).due = true;
+        self.due.store(true, Ordering::SeqCst);
         self.keep_pinned();
     }
 
