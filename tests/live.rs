@@ -561,13 +561,14 @@ fn a_file_that_is_watched_is_followed_however_it_changes() {
     proxy.stop();
 
     // And as editors do: in place, and by another file in its place.
+    // It writes the file, too: before anybody watches that.
+    let renamed = text(&mut setup, "renamed");
     fs::write(&file, text(&mut setup, "0")).expect("the file");
     let path = file.to_str().expect("UTF-8").to_owned();
     let proxy = setup.start_with(&["--config", &path]);
     text(&mut setup, "written");
     in_force(&proxy, "written");
     let beside = setup.path("config.yaml.swp");
-    let renamed = text(&mut setup, "renamed");
     fs::write(&beside, renamed).expect("the file");
     fs::rename(&beside, &file).expect("the rename");
     in_force(&proxy, "renamed");
