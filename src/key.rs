@@ -65,6 +65,13 @@ impl Digest {
         }
     }
 
+    /// The digest of these bytes.
+    pub fn of(algorithm: Algorithm, bytes: &[u8]) -> Digest {
+        let mut hasher = Hasher::new(algorithm);
+        hasher.update(bytes);
+        hasher.finish()
+    }
+
     /// Which hash function this is a value of.
     pub fn algorithm(&self) -> Algorithm {
         match self {

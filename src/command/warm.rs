@@ -187,7 +187,7 @@ impl Puller<'_> {
                 return Err(format!("more than {MANIFESTS_MAX} manifests"));
             }
             let manifest = self.manifest(&digest.to_string())?;
-            if hash(&manifest.body, digest.algorithm()) != digest {
+            if Digest::of(digest.algorithm(), &manifest.body) != digest {
                 return Err(format!("the manifest {digest} has another digest"));
             }
             let manifest = pull::json(&manifest)?;
@@ -216,7 +216,7 @@ impl Puller<'_> {
     fn top(&self) -> Result<Digest, String> {
         match &self.image.reference {
             Reference::Digest(digest) => Ok(digest.clone()),
-            Reference::Tag(tag) => Ok(hash(&self.manifest(tag)?.body, Algorithm::Sha256)),
+            Reference::Tag(tag) => Ok(Digest::of(Algorithm::Sha256, &self.manifest(tag)?.body)),
         }
     }
 
@@ -309,12 +309,6 @@ fn check(body: &mut Body, digest: &Digest, size: u64, bar: &ProgressBar) -> Resu
         true => Ok(()),
         false => Err("it has another digest".to_owned()),
     }
-}
-
-fn hash(bytes: &[u8], algorithm: Algorithm) -> Digest {
-    let mut hasher = Hasher::new(algorithm);
-    hasher.update(bytes);
-    hasher.finish()
 }
 
 fn bar(size: u64, name: String) -> ProgressBar {

@@ -30,7 +30,7 @@ pub use self::catalogue::{IMAGE_PARTS_MAX, NAMES_MAX, PARTS_MAX, PINS_MAX};
 pub use self::list::{Entry, LIMIT_MAX, Listed, Order, Page, Query, Sort};
 pub use self::purge::{NotPurged, Purge, Purged};
 use crate::cache::Cache;
-use crate::key::{Digest, Hasher, Image, Key, Reference};
+use crate::key::{Algorithm, Digest, Image, Key, Reference};
 use crate::policy::rights::{MANIFEST_MAX, Manifest};
 
 /// Manifests of an index that are read from the cache at most, when nothing is known of them.
@@ -136,7 +136,9 @@ impl Images {
         let (digest, body) = match (&image.reference, heard) {
             (Reference::Digest(named), Heard::Manifest(body)) => (named.clone(), Some(body)),
             // The digest that a registry says its tag has may be another's.
-            (Reference::Tag(_), Heard::Manifest(body)) => (sha256(&body), Some(body)),
+            (Reference::Tag(_), Heard::Manifest(body)) => {
+                (Digest::of(Algorithm::Sha256, &body), Some(body))
+            }
             (_, Heard::Digest(digest)) => (digest, None),
         };
         let is_new = {
@@ -166,7 +168,7 @@ impl Images {
             if !self.catalogue().knows(&digest) {
                 let stored = || self.cache.read(&Key::Digest(digest.clone()), MANIFEST_MAX as u64);
                 let Some(body) = body.take().or_else(|| stored().ok()) else { continue };
-                if !is_of(&body, &digest) {
+                if Digest::of(digest.algorithm(), &body) != digest {
                     continue;
                 }
                 let Some(manifest) = Manifest::parse(&body) else { continue };
@@ -252,18 +254,6 @@ impl Images {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn sha256(body: &[u8]) -> Digest {
-    let mut hasher = Hasher::new(crate::key::Algorithm::Sha256);
-    hasher.update(body);
-    hasher.finish()
-}
-
-fn is_of(body: &[u8], digest: &Digest) -> bool {
-    let mut hasher = Hasher::new(digest.algorithm());
-    hasher.update(body);
-    hasher.finish() == *digest
 }
 
 fn now_ms() -> u64 {

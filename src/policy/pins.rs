@@ -3,7 +3,7 @@
 use super::{Policy, covers};
 use crate::config::{Config, Pin, PinRule};
 use crate::http::Host;
-use crate::key::{Algorithm, Digest, Hasher};
+use crate::key::{Algorithm, Digest};
 
 /// The rules of the configuration, the narrowest pattern first.
 pub(super) fn compile(config: &Config) -> Vec<PinRule> {
@@ -23,9 +23,8 @@ impl Policy {
     /// who signed the certificate decides. The error is a sentence.
     pub fn pinned(&self, host: &Host, key: &[u8]) -> Option<Result<(), Box<str>>> {
         let rule = self.rules.pins.iter().find(|rule| covers(&rule.pattern, host))?;
-        let mut hasher = Hasher::new(Algorithm::Sha256);
-        hasher.update(key);
-        let Digest::Sha256(hash) = hasher.finish() else { return Some(Err("no hash".into())) };
+        let hash = Digest::of(Algorithm::Sha256, key);
+        let Digest::Sha256(hash) = hash else { return Some(Err("no hash".into())) };
         let found = Pin::new(hash);
         if rule.keys.contains(&found) {
             return Some(Ok(()));

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use crate::http::{Host, Scheme};
-use crate::key::{Algorithm, Digest, Hasher, is_name, is_tag};
+use crate::key::{Algorithm, Digest, is_name, is_tag};
 
 /// Half a SHA-256: what rows are found by.
 pub type Short = [u8; 16];
@@ -122,9 +122,7 @@ pub fn short(digest: &Digest) -> Short {
 }
 
 fn hash(bytes: &[u8]) -> Short {
-    let mut hasher = Hasher::new(Algorithm::Sha256);
-    hasher.update(bytes);
-    first_half(hasher.finish().bytes())
+    first_half(Digest::of(Algorithm::Sha256, bytes).bytes())
 }
 
 /// The first 16 bytes; zeros behind where there are fewer.
