@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use super::Answer;
 use crate::cache::{Cache, Running};
 use crate::config::Cache as CacheConfig;
-use crate::stats::{Event, OUTCOMES, Outcome, Sample, Stats, Times};
+use crate::stats::{Event, OUTCOMES, Sample, Stats, Times};
 use crate::sys;
 
 /// Fills listed: those that have run the longest.
@@ -55,7 +55,7 @@ pub(super) fn statistics(stats: &Stats, cache: &Cache) -> Value {
     let asked = hits + misses;
     let rate = if asked == 0 { 0.0 } else { hits as f64 / asked as f64 };
     let figures = stats.figures();
-    let saved = figures.bytes(Outcome::Hit) + figures.bytes(Outcome::Joined);
+    let saved = figures.saved();
     let sent: u64 = OUTCOMES.iter().map(|outcome| figures.bytes(*outcome)).sum();
     let percent = if sent == 0 { 0.0 } else { saved as f64 * 100.0 / sent as f64 };
     all.insert("bytes_saved".to_owned(), saved.into());

@@ -66,9 +66,9 @@ impl Core {
         }
     }
 
-    /// The bytes of answers with this outcome.
-    pub fn bytes(&self, outcome: Outcome) -> u64 {
-        self.figures().bytes(outcome)
+    /// As [`Figures::saved`].
+    pub fn saved(&self) -> u64 {
+        self.figures().saved()
     }
 
     fn figures(&self) -> MutexGuard<'_, Figures> {
@@ -106,6 +106,11 @@ impl Figures {
     /// The bytes of answers with this outcome, whoever asked whom.
     pub fn bytes(&self, outcome: Outcome) -> u64 {
         self.counts.iter().map(|counts| counts[outcome as usize].bytes).sum()
+    }
+
+    /// Bytes to clients that upstream did not send.
+    pub fn saved(&self) -> u64 {
+        self.bytes(Outcome::Hit) + self.bytes(Outcome::Joined)
     }
 }
 

@@ -9,7 +9,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
 use super::cores::{Count, Figures, Times};
-use super::{OUTCOMES, Outcome, Stats};
+use super::{OUTCOMES, Stats};
 
 /// In which words the figures are told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,7 +93,7 @@ impl Collector for Told {
         for (name, help, value) in &self.moment.gauges {
             gauge(&mut encoder, name, help, *value)?;
         }
-        let saved = self.saved();
+        let saved = self.figures.saved();
         counter(&mut encoder, "saved_bytes", "Bytes to clients that upstream did not send", saved)?;
         self.requests(&mut encoder)?;
         let (first_byte, whole) = (&self.figures.first_byte, &self.figures.whole);
@@ -119,10 +119,6 @@ impl Collector for Told {
 }
 
 impl Told {
-    fn saved(&self) -> u64 {
-        self.figures.bytes(Outcome::Hit) + self.figures.bytes(Outcome::Joined)
-    }
-
     /// Only what there was: most hosts see few of the outcomes.
     fn requests(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         type Value = fn(&Count) -> u64;

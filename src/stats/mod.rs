@@ -192,12 +192,6 @@ impl Stats {
         self.cores.get(worker)
     }
 
-    /// Bytes to clients that upstream did not send.
-    pub fn saved(&self) -> u64 {
-        let saved = |core: &Core| core.bytes(Outcome::Hit) + core.bytes(Outcome::Joined);
-        self.cores.iter().map(saved).sum()
-    }
-
     /// Where the counters of the history stand.
     pub fn totals(&self) -> Totals {
         let value = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
@@ -206,7 +200,7 @@ impl Stats {
             misses: value(&self.misses),
             to_clients: value(&self.bytes_to_clients),
             from_upstream: value(&self.bytes_from_upstream),
-            saved: self.saved(),
+            saved: self.cores.iter().map(|core| core.saved()).sum(),
         }
     }
 
