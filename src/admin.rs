@@ -13,6 +13,7 @@ mod page;
 
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -171,7 +172,7 @@ impl Admin {
         })
     }
 
-    /// In OpenMetrics for who asks for that, as Prometheus does. Off this core: it serves clients.
+    /// In OpenMetrics for who asks for that, as Prometheus does.
     async fn metrics(&self, head: &RequestHead) -> Answer {
         let dialect = match head.fields.get_str("accept") {
             Some(kinds) if kinds.contains("application/openmetrics-text") => Dialect::OpenMetrics,
@@ -199,22 +200,21 @@ impl Admin {
             let build = vec![("version", version), ("driver", driver.to_owned())];
             stats.tell(Moment { gauges, busy, build }, dialect)
         };
-        match monoio::spawn_blocking(tell).await {
-            Ok(Ok(text)) => {
+        off_core(move || match tell() {
+            Ok(text) => {
                 let kind = dialect.media_type();
                 Answer { status: 200, extra: "", kind, body: text.into_bytes() }
             }
-            Ok(Err(error)) => failure(&error),
-            Err(error) => failure(&format!("{error:?}")),
-        }
+            Err(error) => failure(&error),
+        })
+        .await
     }
 
-    /// What `show` makes of the live figures. Off this core, too.
+    /// What `show` makes of the live figures.
     async fn live_figures(&self, show: fn(&Value) -> Answer) -> Answer {
         let (stats, cache) = (Arc::clone(&self.stats), self.cache.clone());
         let config = self.live.config();
-        let tell = move || show(&live::figures(&stats, &cache, &config.cache));
-        monoio::spawn_blocking(tell).await.unwrap_or_else(|error| failure(&format!("{error:?}")))
+        off_core(move || show(&live::figures(&stats, &cache, &config.cache))).await
     }
 
     async fn clear(&self) -> Answer {
@@ -238,6 +238,15 @@ impl Admin {
             Err(error) => failure(&error),
         }
     }
+}
+
+/// An answer that takes its time is made on a helper thread: this core serves clients.
+async fn off_core(make: impl FnOnce() -> Answer + Send + 'static) -> Answer {
+    monoio::spawn_blocking(make).await.unwrap_or_else(|error| failure(&format!("{error:?}")))
+}
+
+fn rfc3339(time: SystemTime) -> String {
+    humantime::format_rfc3339_seconds(time).to_string()
 }
 
 /// The `Host` must be one of ours, the `Origin`, where a browser gives one, the same.

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 
-use super::{Admin, Answer, failure, not_allowed, refusal};
+use super::{Admin, Answer, failure, not_allowed, off_core, refusal, rfc3339};
 use crate::http::{Method, RequestHead};
 use crate::images::{
     Entry, Images, LIMIT_MAX, Listed, NotPurged, Order, PINS_MAX, Purge, Query, Sort,
@@ -69,31 +69,25 @@ impl Admin {
         result.map_or_else(|why: Wrong| refusal(400, "BAD_QUERY", &why), |()| failure(&path))
     }
 
-    /// Off this core: it serves clients.
     async fn show(&self, make: impl FnOnce(&Images) -> Answer + Send + 'static) -> Answer {
         let images = Arc::clone(&self.images);
-        match monoio::spawn_blocking(move || make(&images)).await {
-            Ok(answer) => answer,
-            Err(error) => failure(&format!("{error:?}")),
-        }
+        off_core(move || make(&images)).await
     }
 
     async fn purge(&self, purge: Purge) -> Answer {
-        let of_all = purge.image.is_none()
-            && purge.repository.is_none()
-            && purge.unused_since_ms.is_none()
-            && !purge.dry_run;
-        let has_pins = self.show(|images| Answer::json(200, &json!(images.has_pins())));
-        if of_all && (purge.force || has_pins.await.body == b"false\n") {
-            let answer = self.clear().await;
-            self.show(|images| {
-                images.forget_all();
-                answer
-            })
-            .await
-        } else {
-            self.show(move |images| purged(images, &purge)).await
+        let images = Arc::clone(&self.images);
+        let has_pins = monoio::spawn_blocking(move || images.has_pins());
+        // Where nobody can tell, what is pinned is looked for one by one.
+        let is_spared = !purge.force && has_pins.await.unwrap_or(true);
+        if purge.dry_run || purge.is_narrowed() || is_spared {
+            return self.show(move |images| purged(images, &purge)).await;
         }
+        let answer = self.clear().await;
+        self.show(|images| {
+            images.forget_all();
+            answer
+        })
+        .await
     }
 }
 
@@ -125,7 +119,7 @@ fn images_page(images: &Images, query: &Query) -> Answer {
         json!({
             "image": listed.row.repository.to_string(), "tags": listed.row.tags,
             "digest": listed.row.digest.to_string(), "size": listed.size, "stored": listed.stored,
-            "shared": listed.shared, "last_use": date(at(listed.used_ms)), "hits": listed.hits,
+            "shared": listed.shared, "last_use": rfc3339(at(listed.used_ms)), "hits": listed.hits,
             "pinned": listed.pinned,
         })
     };
@@ -144,8 +138,8 @@ fn entries_page(images: &Images, query: &Query) -> Answer {
             Key::Url(_) => entry.key.hex(),
         };
         json!({
-            "key": key, "url": url, "size": entry.held.size, "stored": date(entry.stored),
-            "last_use": date(at(entry.held.used_ms)), "hits": entry.held.hits, "type": kind,
+            "key": key, "url": url, "size": entry.held.size, "stored": rfc3339(entry.stored),
+            "last_use": rfc3339(at(entry.held.used_ms)), "hits": entry.held.hits, "type": kind,
             "pinned": entry.held.pinned,
         })
     };
@@ -162,7 +156,7 @@ fn pins(images: &Images) -> Answer {
         .pins()
         .into_iter()
         .map(|pin| {
-            let since = date(at(pin.since_ms));
+            let since = rfc3339(at(pin.since_ms));
             json!({"image": pin.image.to_string(), "bytes": pin.bytes, "since": since})
         })
         .collect();
@@ -248,10 +242,8 @@ fn purge(fields: &[(String, String)]) -> Result<Purge, Wrong> {
             _ => purge.force = flag(name, value)?,
         }
     }
-    let named =
-        purge.image.is_some() || purge.repository.is_some() || purge.unused_since_ms.is_some();
     // A shell cuts an unquoted address at its first &.
-    if !named && !all && !purge.dry_run {
+    if !purge.is_narrowed() && !all && !purge.dry_run {
         return Err("say what: image=, repository=, older_than= or all=1".to_owned());
     }
     Ok(purge)
@@ -316,8 +308,4 @@ fn pinned(fields: &[(String, String)], body: &[u8]) -> Result<Image, Wrong> {
 
 fn at(ms: u64) -> SystemTime {
     UNIX_EPOCH.checked_add(Duration::from_millis(ms)).unwrap_or(UNIX_EPOCH)
-}
-
-fn date(time: SystemTime) -> String {
-    humantime::format_rfc3339_seconds(time).to_string()
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
-use super::{Admin, Answer, failure, not_allowed, refusal};
+use super::{Admin, Answer, not_allowed, off_core, refusal};
 use crate::http::{Method, RequestHead};
 use crate::live::{Change, Live, Refused};
 
@@ -56,27 +56,26 @@ impl Admin {
         self.change(patch, json!({"status": "ok", "until": UNTIL})).await
     }
 
-    /// Off this core: it serves clients.
     async fn change(
         &self,
         make: impl FnOnce(&Live) -> Result<Change, Refused> + Send + 'static,
         mut done: Value,
     ) -> Answer {
         let live = Arc::clone(&self.live);
-        match monoio::spawn_blocking(move || make(&live)).await {
-            Ok(Ok(Change { changed, restart })) => {
+        off_core(move || match make(&live) {
+            Ok(Change { changed, restart }) => {
                 done["changed"] = changed.into();
                 done["restart"] = restart.into();
                 Answer::json(200, &done)
             }
-            Ok(Err(error)) => {
+            Err(error) => {
                 let (status, code) = match error {
                     Refused::Document(_) => (400, "MALFORMED"),
                     Refused::Restart(_) | Refused::FileAlone(_) => (409, "CONFLICT"),
                 };
                 refusal(status, code, &error.to_string())
             }
-            Err(error) => failure(&format!("{error:?}")),
-        }
+        })
+        .await
     }
 }

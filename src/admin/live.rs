@@ -4,7 +4,7 @@ use std::time::{Instant, SystemTime};
 
 use serde_json::{Map, Value, json};
 
-use super::Answer;
+use super::{Answer, rfc3339};
 use crate::cache::{Cache, Running};
 use crate::config::Cache as CacheConfig;
 use crate::stats::{Event, OUTCOMES, Sample, Stats, Times};
@@ -79,10 +79,6 @@ fn quantiles(times: &[Option<Times>]) -> Value {
         Some((outcome.as_str().to_owned(), value))
     });
     Value::Object(all.collect())
-}
-
-fn rfc3339(time: SystemTime) -> String {
-    humantime::format_rfc3339_seconds(time).to_string()
 }
 
 /// `age`: seconds since its end.

@@ -25,6 +25,13 @@ pub struct Purge {
     pub force: bool,
 }
 
+impl Purge {
+    /// Whether it is about less than everything.
+    pub fn is_narrowed(&self) -> bool {
+        self.image.is_some() || self.repository.is_some() || self.unused_since_ms.is_some()
+    }
+}
+
 /// What came of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Purged {
