@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# Sourced, after common.sh: the commands that a document shows, for the tests that type them. Such a block
-# opens with ```sh PLACE, where PLACE says which test runs it.
+# Sourced, after common.sh: the commands that a document shows, for the tests that type them. A block of them
+# opens with ```sh PLACE, where PLACE says which test runs it; one in a sentence stands between backticks.
 
 # blocks FILE PLACE: the number of the first line of each block of that place.
 blocks() {
@@ -18,4 +18,11 @@ block_of() {
   at=$(blocks "$1" "$2")
   [[ $at =~ ^[0-9]+$ ]] || fail "$(basename "$1") has not one block '$2'"
   block "$1" "$at"
+}
+
+# inline FILE COMMAND: the command, which has to stand in a sentence of the file.
+inline() {
+  tr -s '\n' ' ' <"$1" | grep --quiet --fixed-strings "\`$2\`" ||
+    fail "$(basename "$1") does not say '$2'"
+  printf '%s\n' "$2"
 }

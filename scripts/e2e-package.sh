@@ -9,6 +9,8 @@ set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 # shellcheck source=scripts/common.sh
 . "$here/common.sh"
+# shellcheck source=scripts/blocks.sh
+. "$here/blocks.sh"
 # shellcheck source=scripts/debian.sh
 . "$here/debian.sh"
 # shellcheck source=scripts/machine.sh
@@ -40,12 +42,14 @@ main() {
 inside() {
   local package=$1 base=$2 scratch=$3
   machine_root "$base" "$scratch"
-  install -D -m 644 "$package" "$scratch/root/run/discobot-proxy.deb"
+  install -D -m 644 "$package" "$scratch/root/run/build/target/debian/$(basename "$package")"
   machine_boot "$scratch/root"
 }
 
 installed() {
-  there dpkg --install /run/discobot-proxy.deb >"$scratch/dpkg.log" 2>&1 || fail "it can't be installed"
+  local line
+  line=$(inline "$here/../README.md" 'apt install ./target/debian/discobot-proxy_*.deb')
+  there sh -euc "cd /run/build; $line" >"$scratch/dpkg.log" 2>&1 || fail "it can't be installed"
   await "$shell" 'the proxy is up' healthy
   there systemctl is-active --quiet discobot-proxy.socket || fail "systemd does not hold its port"
   there curl --silent --fail --output /dev/null http://127.0.0.1:17080/ || fail "no client can come"
@@ -58,7 +62,8 @@ installed() {
 
 upgraded() {
   there sed -i '$a # mine' /etc/discobot-proxy/config.yaml
-  there dpkg --install /run/discobot-proxy.deb >>"$scratch/dpkg.log" 2>&1 || fail "no upgrade"
+  there sh -euc 'dpkg --install /run/build/target/debian/*.deb' >>"$scratch/dpkg.log" 2>&1 ||
+    fail "no upgrade"
   await "$shell" 'the proxy is up again' healthy
   there grep -qx '# mine' /etc/discobot-proxy/config.yaml || fail "the configuration was overwritten"
 }

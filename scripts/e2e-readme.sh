@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# e2e-readme.sh [BINARY]: types the commands of README.md, docs/CLIENTS.md and docs/OPERATING.md, each block by its
-# place, on one machine that is the proxy's host and a client at once: in namespaces with no way out, where
-# changes to /etc and the like are gone afterwards, and where two docker-registries have the names of Docker
-# Hub and ghcr.io.
+# e2e-readme.sh [BINARY]: types the commands of README.md and of the documents it leads to, each block by its
+# place and those in sentences as they stand, on one machine that is the proxy's host and a client at once: in
+# namespaces with no way out, where changes to /etc and the like are gone afterwards, and where two
+# docker-registries have the names of Docker Hub and ghcr.io.
 #
 # BINARY is target/release/discobot-proxy where none is named, built first. Root, Linux.
 set -euo pipefail
@@ -24,7 +24,8 @@ main() {
   scratch=$(mktemp -d "${TMPDIR:-/var/tmp}/discobot-readme.XXXXXX")
   trap 'rm -rf "$scratch"' EXIT
   # Whatever is started inside ends with its first process, this script's second half.
-  env -i PATH="$PATH" HOME="$scratch" CURL_HOME="$scratch" \
+  env -i PATH="$PATH" HOME="$scratch" CURL_HOME="$scratch" ${CARGO_TARGET_DIR:+"CARGO_TARGET_DIR=$CARGO_TARGET_DIR"} \
+    CARGO_HOME="${CARGO_HOME:-$HOME/.cargo}" RUSTUP_HOME="${RUSTUP_HOME:-$HOME/.rustup}" \
     unshare --net --mount --pid --ipc --fork --kill-child --mount-proc "$0" --inside "$binary" "$scratch"
 }
 
@@ -34,7 +35,7 @@ inside() {
   trap 'logs $?' EXIT
   machine "$binary"
   registries
-  (cd "$here/.." && cat README.md docs/CLIENTS.md docs/OPERATING.md) >"$scratch/documents"
+  (cd "$here/.." && cat README.md docs/CLIENTS.md docs/OPERATING.md docs/DEVELOPMENT.md) >"$scratch/documents"
   cd "$scratch/host"
   cp "$scratch/ghcr/srv.crt" registry.crt
   pinned=$(typed pin)
@@ -42,11 +43,15 @@ inside() {
   start
   typed client >/dev/null
   typed podman >/dev/null
+  typed_inline '… | sudo sh -s -- --restart' 's#^…#curl -fsSL http://PROXY:17080/setup/podman#' >/dev/null
+  ci
+  engine
   [[ $(typed doctor) == *'comes from its cache'* ]] || fail "doctor found no hit"
   see
   typed warm >/dev/null
   images
   command_line
+  host
   users
   echo "e2e-readme.sh: all well"
 }
@@ -72,9 +77,10 @@ machine() {
   # A refusal is curl's failure too.
   echo fail >"$scratch/.curlrc"
   ln -s "$1" "$scratch/bin/discobot-proxy"
-  printf '#!/bin/sh\nexec "$@"\n' >"$scratch/bin/sudo"
+  printf '#!/bin/sh\n[ "$1" != -E ] || shift\nexec "$@"\n' >"$scratch/bin/sudo"
   # The build that is tested, in the place of the one that would be made.
-  printf '#!/bin/sh\n[ "$*" = "run --release" ] && exec discobot-proxy\n' >"$scratch/bin/cargo"
+  printf '#!/bin/sh\n[ "$*" = "run --release" ] && exec discobot-proxy\nexec "%s" "$@"\n' \
+    "$(command -v cargo)" >"$scratch/bin/cargo"
   chmod +x "$scratch/bin/sudo" "$scratch/bin/cargo"
   PATH=$scratch/bin:$PATH
 }
@@ -100,6 +106,14 @@ typed() {
     fail "the block '$1': $(tail -n 3 "$scratch/$1.log")"
 }
 
+# typed_inline COMMAND [SED]: the same for a command in a sentence.
+typed_inline() {
+  local text
+  text=$(inline "$scratch/documents" "$1")
+  setsid --wait bash -euo pipefail -c "$(sed "${2:-}" <<<"$text")" 2>"$scratch/inline.log" ||
+    fail "'$1': $(tail -n 3 "$scratch/inline.log")"
+}
+
 configure() {
   cat >config.yaml <<CONFIG
 tls: {upstream_ca: [$scratch/hub/ca.crt], pins: {$GHCR: ["sha256/$pinned"]}}
@@ -111,8 +125,39 @@ start() {
   typed host >"$scratch/proxy.log" &
   await $! "the proxy answers" curl --silent http://127.0.0.1:17081/health
   proxy=$(pgrep -x discobot-proxy)
-  typed start >/dev/null
+  [[ $(typed_inline 'curl http://PROXY:17080/') == *http://proxy:17080/setup/docker* ]] ||
+    fail "the proxy's page names no script"
+  local sum said
+  sum=$(typed_inline 'discobot-proxy ca | sha256sum')
+  said=$(typed start)
+  [[ $said == *"(sha256 ${sum%% *})"* ]] || fail "another sum than $sum: $said"
   podman rmi --force docker.io/library/alpine >/dev/null
+}
+
+# A job's shell: what it is told to read names the proxy.
+ci() {
+  typed_inline 'curl -fsSL http://PROXY:17080/setup/ci | sudo -E sh' >/dev/null
+  (
+    set -a
+    # The script has just made it.
+    # shellcheck disable=SC1091
+    . "$scratch/host/discobot.env"
+    curl --silent --fail --output /dev/null "https://$GHCR/v2/"
+  ) || fail "a job does not get through the proxy"
+}
+
+# As its unit would start it: the script has written a drop-in for an engine as old as Debian 12's.
+engine() {
+  local unit=/etc/systemd/system/docker.service.d/discobot-proxy.conf pulled
+  # Words of the line are variables.
+  # shellcheck disable=SC2046
+  env $(sed -n 's/^Environment=//p' "$unit") dockerd --data-root "$scratch/engine" \
+    --iptables=false --ip6tables=false --bridge=none >"$scratch/engine.log" 2>&1 &
+  await $! "the engine answers" docker version
+  [[ $(typed_inline 'docker info') == *http://proxy:17080* ]] || fail "the engine knows no proxy"
+  pulled=$(blob_gets "$scratch/hub")
+  typed_inline 'docker pull alpine' >/dev/null
+  [ "$(blob_gets "$scratch/hub")" = "$pulled" ] || fail "docker's pull went past the cache"
 }
 
 see() {
@@ -135,6 +180,24 @@ command_line() {
   local said
   said=$(typed command)
   [[ $said == *'hit rate'*ghcr.io/org/app:1.2*'would remove'*alpine:3.20* ]] || fail "command: $said"
+  [[ $(typed_inline 'discobot-proxy pin --list') == *alpine:3.20* ]] || fail "no pin is listed"
+  typed_inline 'discobot-proxy pin --remove alpine:3.20' >/dev/null
+  [[ $(typed_inline 'discobot-proxy pin --list') != *alpine:3.20* ]] || fail "the pin is still there"
+  # A second table, and its reader is gone.
+  said=$(typed_inline 'discobot-proxy stats --watch 10' 's/10$/1 | sed 14q/')
+  [ "$(grep --count 'hit rate' <<<"$said")" = 2 ] || fail "watched once: $said"
+}
+
+# What the sentences name beside: a look at the host, and load.
+host() {
+  local said
+  said=$(typed_inline 'discobot-proxy check')
+  [[ $said == *"$scratch/hub/ca.crt"* ]] || fail "check: $said"
+  said=$(typed_inline 'ss -ltnp')
+  [[ $said == *:17080*discobot-proxy* ]] || fail "ss: $said"
+  said=$(profile=dev typed_inline 'scripts/load.sh URL' \
+    "s#scripts#$here#; s#URL#http://PROXY:17080/ca.crt --requests 100#")
+  [[ $said == *requests/s* && $said == *' 0      0' ]] || fail "load: $said"
 }
 
 # The users' file and then the configuration that names it, which the proxy reads while it runs.
