@@ -368,9 +368,48 @@ fn sighup_reads_the_file_again() {
     // What is wrong changes nothing, and is said.
     std::fs::write(setup.path("users"), "ann:plain\n").expect("the users");
     proxy.signal("HUP");
-    let line = proxy.wait_log(&["ERROR", "proxy.users stays as it was"]);
+    let line = proxy.wait_log(&["ERROR", "the configuration stays as it was", "proxy.users"]);
     assert!(line.contains("line 1") && !line.contains("plain"), "{line}");
     assert_eq!((ask(ANN), ask(BEA), ask(DAN)), (407, 200, 200));
+}
+
+#[test]
+fn a_reload_takes_users_and_configuration_over_together_or_neither() {
+    let mut setup = setup(USERS);
+    let proxy = setup.start();
+    let origin = Origin::http(names::REGISTRY);
+    origin.get("/x", Answer::status(200, "served"));
+    let url = origin.url("/x");
+    let ask = |credentials: &str| proxy.plain().get_with(&url, &[(NAME, credentials)]).status;
+    let fills = || proxy.admin("GET", "/api/config", &[]).json()["limits"]["max_fills"].clone();
+    let reload = || proxy.admin("POST", "/api/config/reload", &[]);
+    let file = setup.path("users");
+    let users = |text: &str| std::fs::write(&file, text).expect("the users");
+    let before = fills();
+
+    // The users alone are wrong: nothing else that the configuration says counts either.
+    users("ann:plain\n");
+    setup.set(json!({ "limits": { "max_fills": 7 } }));
+    setup.write_config();
+    let refused = reload();
+    let why = refused.text();
+    assert!(
+        refused.status == 400 && why.contains("proxy.users") && why.contains("line 1"),
+        "{why}"
+    );
+    assert!(!why.contains("plain"), "{why}");
+    assert_eq!((ask(ANN), fills()), (200, before.clone()));
+    // The configuration alone is: the users stay as they were.
+    users(SLOW);
+    setup.set(json!({ "limits": { "max_fills": "many" } }));
+    setup.write_config();
+    assert_eq!(reload().status, 400);
+    assert_eq!((ask(ANN), ask(DAN), fills()), (200, 407, before));
+    setup.set(json!({ "limits": { "max_fills": 7 } }));
+    setup.write_config();
+    let done = reload();
+    assert_eq!(done.status, 200, "{}", done.text());
+    assert_eq!((ask(ANN), ask(DAN), fills()), (407, 200, json!(7)));
 }
 
 #[test]

@@ -16,8 +16,8 @@
 //!
 //! # What must stay true
 //!
-//! - All or nothing: a configuration is read, checked and compiled as a whole before any of it
-//!   counts. What does not pass changes nothing.
+//! - All or nothing: a configuration and the files it names are read, checked and compiled as a
+//!   whole before any of it counts. What does not pass changes nothing.
 //! - One change at a time, each made of the one before it: two patches side by side are both in
 //!   force.
 //! - Settings never change. Each core makes a worker of them ([`Desk`](crate::proxy::Desk)); a
@@ -145,16 +145,12 @@ impl Live {
         Arc::clone(&self.settings().config)
     }
 
-    /// Reads the configuration again, and the users in any case. Blocks.
+    /// Reads the configuration and the files it names again. Blocks.
     ///
     /// # Errors
     /// Why nothing has changed.
     pub fn reload(&self) -> Result<Change, ConfigError> {
         let mut filed = lock(&self.filed);
-        let before = self.settings();
-        if let Some(users) = &before.users {
-            users.reload();
-        }
         let read = self.source.reload(&filed);
         self.take_over(read, &mut filed).inspect_err(say_refused)
     }
@@ -208,9 +204,16 @@ impl Live {
         let changed = differences(&before.config, &config);
         let same_users = config.proxy.users == before.config.proxy.users;
         let users = before.users.clone().filter(|_| same_users);
+        let reread = match &users {
+            Some(users) => Some((Arc::clone(users), Users::read_again(&config)?)),
+            None => None,
+        };
         let settings = Settings::following(config, users, None)?;
         let change = Change { changed, restart };
         self.put_in_force(settings);
+        if let Some((users, reread)) = reread {
+            users.replace(reread);
+        }
         *filed = Arc::new(read);
         tracing::info!(changed = %change, "configuration read");
         if !change.restart.is_empty() {

@@ -13,7 +13,6 @@ mod file;
 use std::collections::HashMap;
 use std::io;
 use std::net::IpAddr;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -41,10 +40,12 @@ type Mark = [u8; 32];
 
 /// The users of the proxy, for the whole process.
 pub struct Users {
-    path: PathBuf,
     known: Arc<Known>,
     checks: Checks,
 }
+
+/// The users as a file has them by now.
+pub struct Reread(Table);
 
 /// What is known of users and their passwords.
 struct Known {
@@ -64,7 +65,9 @@ impl Users {
     /// # Errors
     /// Names `proxy.users` and the line of the file.
     pub fn open(config: &Config) -> Result<Option<Users>, ConfigError> {
-        let Some(path) = &config.proxy.users else { return Ok(None) };
+        if config.proxy.users.is_none() {
+            return Ok(None);
+        }
         let table = Users::read(config)?;
         let refuse = |error: io::Error| {
             config.error("proxy.users", &error.to_string(), "threads and random bytes to be had")
@@ -73,7 +76,7 @@ impl Users {
         let state = State { table: Arc::new(table), right: HashMap::new() };
         let known = Arc::new(Known { secret, state: Mutex::new(state) });
         let checks = Checks::start(Arc::clone(&known)).map_err(refuse)?;
-        Ok(Some(Users { path: path.clone(), known, checks }))
+        Ok(Some(Users { known, checks }))
     }
 
     /// Reads the file without using it.
@@ -90,23 +93,23 @@ impl Users {
             .map_err(|wrong| config.error("proxy.users", &wrong.found(&path), wrong.expected))
     }
 
-    /// Reads the file again; where it is wrong, what was read before stays. Blocks.
-    pub fn reload(&self) {
-        match Table::read(&self.path) {
-            Ok(table) => {
-                let users = table.len();
-                {
-                    let mut state = self.known.state();
-                    state.table = Arc::new(table);
-                    state.right.clear();
-                }
-                tracing::info!(users, "proxy.users read");
-            }
-            Err(wrong) => {
-                let (found, expected) = (wrong.found(&self.path), wrong.expected);
-                tracing::error!(found, expected, "proxy.users stays as it was");
-            }
+    /// Reads the file again, and uses nothing of it yet. Blocks.
+    ///
+    /// # Errors
+    /// As for [`Users::open`].
+    pub fn read_again(config: &Config) -> Result<Reread, ConfigError> {
+        Users::read(config).map(Reread)
+    }
+
+    /// Goes by what was read from now on.
+    pub fn replace(&self, Reread(table): Reread) {
+        let users = table.len();
+        {
+            let mut state = self.known.state();
+            state.table = Arc::new(table);
+            state.right.clear();
         }
+        tracing::info!(users, "proxy.users read");
     }
 
     /// Whether a request with these fields comes from one of the users; else what to answer.
