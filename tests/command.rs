@@ -2,7 +2,11 @@
 
 mod support;
 
+use std::io::{Read, Write};
 use std::net::TcpListener;
+use std::process::{Child, ChildStdin, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::thread;
 
 use serde_json::{Value, json};
 use support::answer::Answer;
@@ -11,7 +15,7 @@ use support::names;
 use support::origin::{Origin, fresh_body};
 use support::proxy::{Finished, Proxy, Setup};
 use support::registry::{blob_path, manifest_path};
-use support::wait_until;
+use support::{DEADLINE, wait_until};
 
 const REPOSITORY: &str = "lab/app";
 
@@ -176,4 +180,139 @@ fn pins_are_made_listed_and_removed() {
     said(&ask(&setup, &proxy, &remove));
     fails(&ask(&setup, &proxy, &remove), 1, &format!("404: {pinned} is not pinned"));
     assert_eq!(said(&ask(&setup, &proxy, &["pin", "--list"])).lines().count(), 1);
+}
+
+/// A command on a terminal of its own, and who sits before it.
+struct Terminal {
+    child: Child,
+    keys: ChildStdin,
+    /// What is shown, in pieces.
+    output: Receiver<Vec<u8>>,
+    shown: String,
+}
+
+impl Terminal {
+    fn new(setup: &Setup, proxy: &Proxy, command: &str) -> Terminal {
+        let (binary, admin) = (env!("CARGO_BIN_EXE_discobot-proxy"), proxy.admin_address());
+        let line = format!("exec {binary} {command} --admin http://{admin}");
+        // The exit code is the command's.
+        let mut script = setup.wrapped("script", &["-qec", &line, "/dev/null"]);
+        script.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = script.spawn().expect("script, of util-linux");
+        let (keys, mut screen) = (child.stdin.take().expect("keys"), child.stdout.take());
+        let (piece, output) = channel();
+        thread::spawn(move || {
+            let mut bytes = [0; 4096];
+            while let Some(Ok(n @ 1..)) = screen.as_mut().map(|screen| screen.read(&mut bytes)) {
+                if piece.send(bytes[..n].to_vec()).is_err() {
+                    break;
+                }
+            }
+        });
+        Terminal { child, keys, output, shown: String::new() }
+    }
+
+    /// Waits until this is shown.
+    #[track_caller]
+    fn shows(&mut self, part: &str) {
+        while !self.shown.contains(part) {
+            let Ok(piece) = self.output.recv_timeout(DEADLINE) else {
+                panic!("no {part:?} in {:?}", self.shown)
+            };
+            self.shown.push_str(&String::from_utf8_lossy(&piece));
+        }
+    }
+
+    fn press(&mut self, keys: &str) {
+        self.keys.write_all(keys.as_bytes()).expect("keys");
+    }
+
+    /// Its exit code, and all that was shown.
+    fn ends(mut self) -> (Option<i32>, String) {
+        while let Ok(piece) = self.output.recv_timeout(DEADLINE) {
+            self.shown.push_str(&String::from_utf8_lossy(&piece));
+        }
+        let ended = wait_until("its end", || self.child.try_wait().expect("waiting for it"));
+        (ended.code(), std::mem::take(&mut self.shown))
+    }
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn a_purge_on_a_terminal_asks_and_takes_only_a_yes_for_one() {
+    let setup = Setup::new();
+    let origin = Origin::http(names::REGISTRY);
+    let proxy = setup.start();
+    let stored = pull(&proxy, &origin, "1");
+    // n, nothing, another word, and the end of the input.
+    for keys in ["n\n", "\n", "yea\n", "\x04"] {
+        let mut terminal = Terminal::new(&setup, &proxy, "purge --all");
+        terminal.shows("remove 3 entries of 293.3 KiB? [y/N] ");
+        terminal.press(keys);
+        let (code, shown) = terminal.ends();
+        assert_eq!(code, Some(1), "{keys:?}: {shown}");
+        assert!(shown.contains("nothing was removed"), "{keys:?}: {shown}");
+        assert_eq!(proxy.stat("current_size"), stored, "{keys:?}");
+    }
+    let mut terminal = Terminal::new(&setup, &proxy, "purge --all");
+    terminal.shows("[y/N] ");
+    assert_eq!(proxy.stat("current_size"), stored, "before it was answered");
+    terminal.press("y\n");
+    let (code, shown) = terminal.ends();
+    assert_eq!(code, Some(0), "{shown}");
+    assert!(shown.contains("removed 3 entries of 293.3 KiB"), "{shown}");
+    assert_eq!(proxy.stat("current_size"), 0);
+}
+
+#[test]
+fn a_purge_says_what_stays_because_it_is_pinned() {
+    let setup = Setup::new();
+    let origin = Origin::http(names::REGISTRY);
+    let proxy = setup.start();
+    let one = pull(&proxy, &origin, "1");
+    let image = format!("{}/{REPOSITORY}:1", origin.authority());
+    said(&ask(&setup, &proxy, &["pin", &image]));
+    pull(&proxy, &origin, "2");
+    let what = "3 entries of 293.3 KiB (3 pinned entries stay)";
+    let dry = ask(&setup, &proxy, &["purge", "--all", "--dry-run"]);
+    assert_eq!(said(&dry), format!("would remove {what}"));
+    let mut terminal = Terminal::new(&setup, &proxy, "purge --all");
+    terminal.shows(&format!("remove {what}? [y/N] "));
+    terminal.press("n\n");
+    assert_eq!(terminal.ends().0, Some(1));
+    let done = ask(&setup, &proxy, &["purge", "--all", "--yes"]);
+    assert_eq!(said(&done), format!("removed {what}"));
+    assert_eq!(proxy.stat("current_size"), one);
+}
+
+#[test]
+fn watched_stats_take_the_place_of_those_before_until_they_are_interrupted() {
+    /// To the upper left corner, and all below it away.
+    const AFRESH: &str = "\u{1b}[H\u{1b}[J";
+    let setup = Setup::new();
+    let origin = Origin::http(names::REGISTRY);
+    let proxy = setup.start();
+    let mut terminal = Terminal::new(&setup, &proxy, "stats --watch 1");
+    terminal.shows(AFRESH);
+    let body = fresh_body(300_000);
+    origin.get(&blob_path(REPOSITORY, &body), Answer::ok(&body));
+    proxy.get(&origin, &blob_path(REPOSITORY, &body)).assert_is(&body);
+    // In a later table; none of them is cut.
+    terminal.shows("293.0 KiB");
+    terminal.press("\u{3}");
+    let (code, shown) = terminal.ends();
+    assert_eq!(code, Some(130), "{shown:?}");
+    let tables: Vec<_> = shown.split(AFRESH).skip(1).collect();
+    assert!(tables.len() > 1, "{shown:?}");
+    for table in &tables[..tables.len() - 1] {
+        assert!(table.starts_with("hits ") && table.contains("\nevictions "), "{table:?}");
+    }
+    // Where there is no terminal, nothing that a terminal would obey.
+    assert!(!said(&ask(&setup, &proxy, &["stats"])).contains('\u{1b}'));
 }

@@ -313,8 +313,13 @@ fn purge(
     out: &mut dyn Write,
 ) -> Result<(), Failure> {
     let count = |done: &Value| {
-        let entries = done["removed"].as_u64().unwrap_or_default();
-        format!("{entries} entries of {}", size(&done["freed"]))
+        let [entries, pinned] =
+            ["removed", "pinned"].map(|name| done[name].as_u64().unwrap_or_default());
+        let stay = match pinned {
+            0 => String::new(),
+            _ => format!(" ({pinned} pinned entries stay)"),
+        };
+        format!("{entries} entries of {}{stay}", size(&done["freed"]))
     };
     if dry_run || !yes {
         let dry = admin.ask("DELETE", &what.path("dry_run=1"))?;
