@@ -135,6 +135,8 @@ struct Shared {
     images: Arc<Images>,
     resolver: Resolver,
     listeners: Vec<SocketAddr>,
+    /// The admin port's.
+    admin: SocketAddr,
     pseudonym: Arc<Pseudonym>,
     workers: usize,
     /// Which of them it is given to.
@@ -200,6 +202,7 @@ impl Server {
             images: Arc::clone(&images),
             resolver: Resolver::default(),
             listeners: proxy.iter().copied().chain([admin]).collect(),
+            admin,
             pseudonym: Arc::new(Pseudonym::new(pseudonym())),
             workers,
             number: 0,
@@ -530,6 +533,7 @@ fn worker(shared: &Shared, drain: &Rc<Drain>) -> Worker {
             connections_served: (room < config.limits.max_connections).then_some(room),
         },
         listeners: Listeners { bound: shared.listeners.clone() },
+        admin: shared.admin,
         pseudonym: Arc::clone(&shared.pseudonym),
         drain: Rc::clone(drain),
         number: shared.number,

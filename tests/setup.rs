@@ -139,6 +139,9 @@ fn the_proxys_own_pages_name_the_address_that_was_used() {
         assert_eq!(page.status, 200);
         let line = format!("curl -fsSL http://{address}/setup/docker | sudo sh");
         assert!(page.text().contains(&line), "{}", page.text());
+        // By default it is on loopback.
+        let admin = format!("http://{}/ on the proxy's host", proxy.admin_address());
+        assert!(page.text().contains(&admin), "{}", page.text());
         assert!(!page.text().contains('@'), "{}", page.text());
     }
     // HTTP/1.0 without a Host: the address that was dialled.

@@ -112,6 +112,8 @@ pub struct Worker {
     pub limits: Limits,
     /// Our own listeners: never a destination.
     pub listeners: Listeners,
+    /// That of the admin port, which the proxy's own page names.
+    pub admin: SocketAddr,
     /// Our name in `Via`, by which a loop through ourselves is noticed.
     pub pseudonym: Arc<Pseudonym>,
     /// Says when to stop.

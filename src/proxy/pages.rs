@@ -4,6 +4,8 @@
 //! The address in them is the one the client used. It was read as an authority: its bytes are
 //! letters, digits and `-_.:[]`, which mean nothing to a shell, and a page quotes none.
 
+use std::net::SocketAddr;
+
 use super::Worker;
 use super::answer::{Answer, Reply};
 use super::session::{Client, End};
@@ -79,7 +81,10 @@ fn page(
             true => ("text/html; charset=utf-8", include_str!("setup/index.html")),
             false => (TEXT, include_str!("setup/index.txt")),
         };
-        return Some((kind, text.replace("@PROXY@", own)));
+        return Some((
+            kind,
+            text.replace("@ADMIN@", &admin_page(worker.admin, own)).replace("@PROXY@", own),
+        ));
     }
     let wanted = path.strip_prefix("/setup/")?;
     let (name, part) = CLIENTS.iter().find(|(name, _)| *name == wanted)?;
@@ -92,7 +97,36 @@ fn page(
     Some((TEXT, script))
 }
 
+/// Where the admin port's page is, for a client that knows the proxy under `own`.
+fn admin_page(admin: SocketAddr, own: &str) -> String {
+    match admin.ip().to_canonical() {
+        ip if ip.is_loopback() => format!("http://{admin}/ on the proxy's host, and only there"),
+        ip if ip.is_unspecified() => {
+            let host = own.rsplit_once(':').map_or(own, |(host, _)| host);
+            format!("http://{host}:{}/", admin.port())
+        }
+        _ => format!("http://{admin}/"),
+    }
+}
+
 /// Whether a member of Accept is HTML, with whatever parameters.
 fn is_html(range: &str) -> bool {
     range.split(';').next().is_some_and(|kind| kind.trim().eq_ignore_ascii_case("text/html"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_admin_port_is_named_as_it_can_be_reached() {
+        let shown = |admin: &str, own: &str| admin_page(admin.parse().unwrap(), own);
+        for own in ["cache.test:17080", "[2001:db8::1]:17080"] {
+            let local = shown("127.0.0.1:17081", own);
+            assert_eq!(local, "http://127.0.0.1:17081/ on the proxy's host, and only there");
+            assert_eq!(shown("10.0.0.7:81", own), "http://10.0.0.7:81/");
+        }
+        assert_eq!(shown("0.0.0.0:17081", "cache.test:17080"), "http://cache.test:17081/");
+        assert_eq!(shown("[::]:81", "[2001:db8::1]:80"), "http://[2001:db8::1]:81/");
+    }
 }
