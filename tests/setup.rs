@@ -15,6 +15,19 @@ use support::proxy::{Proxy, Setup};
 
 const CLIENTS: [&str; 5] = ["docker", "containerd", "podman", "buildkit", "ci"];
 const DAEMON: &str = "etc/docker/daemon.json";
+const TOOLS: &str = "/usr/local/bin:/usr/bin:/bin";
+
+/// What a job's environment is told.
+const NAMED: &str = "\
+HTTP_PROXY=http://cache.test:17080
+HTTPS_PROXY=http://cache.test:17080
+http_proxy=http://cache.test:17080
+https_proxy=http://cache.test:17080
+NO_PROXY=localhost,127.0.0.1
+no_proxy=localhost,127.0.0.1
+";
+const UNNAMED: &str =
+    "HTTP_PROXY=\nHTTPS_PROXY=\nhttp_proxy=\nhttps_proxy=\nNO_PROXY=\nno_proxy=\n";
 
 fn ask(proxy: &Proxy, lines: &str) -> Response {
     let mut client = Client::plain(proxy.address());
@@ -55,16 +68,38 @@ impl System {
 
     /// Runs a client's script; `tools` is where its commands are found.
     fn run_with(&self, tools: &str, name: &str, options: &[&str]) -> Output {
+        self.command(tools, name, options).output().expect("sh")
+    }
+
+    fn command(&self, tools: &str, name: &str, options: &[&str]) -> Command {
         let bin = self.dir.path().join("bin").display().to_string();
         let root = self.dir.path().join("root");
         let mut sh = Command::new("/bin/sh");
         sh.arg(self.dir.path().join(name)).arg("--root").arg(root).args(options);
         sh.env_clear().env("PATH", format!("{bin}:{tools}")).current_dir("/");
-        sh.output().expect("sh")
+        sh
     }
 
     fn run(&self, name: &str, options: &[&str]) -> Output {
-        self.run_with("/usr/local/bin:/usr/bin:/bin", name, options)
+        self.run_with(TOOLS, name, options)
+    }
+
+    /// The script for CI in a step of a job, whose environment has these variables.
+    #[track_caller]
+    fn step(&self, variables: &[(&str, &str)], options: &[&str]) -> String {
+        let mut sh = self.command(TOOLS, "ci", options);
+        let output = sh.envs(variables.iter().copied()).output().expect("sh");
+        assert!(output.status.success(), "{variables:?} {options:?}: {output:?}");
+        String::from_utf8(output.stdout).expect("text")
+    }
+
+    /// Fails where a file that the scripts keep holds these words.
+    #[track_caller]
+    fn assert_keeps_no(&self, words: &str) {
+        for (path, (_, bytes)) in self.files() {
+            let kept = path.starts_with(self.path("var/lib"));
+            assert!(!kept || !String::from_utf8_lossy(&bytes).contains(words), "{path:?}");
+        }
     }
 
     #[track_caller]
@@ -154,7 +189,7 @@ fn the_proxys_own_pages_name_the_address_that_was_used() {
         let script =
             ask(&proxy, &format!("GET /setup/{name} HTTP/1.1\r\nHost: [::1]:17080")).text();
         assert!(script.contains("\nproxy=http://[::1]:17080\n") && script.contains(ca.trim()));
-        for left in ["@PROXY@", "@CA@", "@CLIENT@", "@REGISTRIES@"] {
+        for left in ["@PROXY@", "@CA@", "@CLIENT@", "@REGISTRIES@", "@PATTERNS@"] {
             assert!(!script.contains(left), "{name}: {left}");
         }
     }
@@ -358,6 +393,7 @@ fn links_in_somebody_elses_folder_lead_nowhere() {
     let system = System::new(&setup.start());
     let (runner, victim) = (system.path("runner"), system.path("victim"));
     fs::create_dir(&runner).expect("a folder");
+    fs::write(runner.join("run.sh"), "").expect("a file");
     fs::write(runner.join(".env"), "A=1\n").expect("a file");
     fs::write(&victim, "untouched").expect("a file");
     symlink(&victim, runner.join(".env.discobot")).expect("a link");
@@ -378,6 +414,7 @@ fn what_was_there_first_comes_back_after_a_second_set_up() {
     let theirs = "{\"proxies\": {\"http-proxy\": \"http://corp.test:3128\"}}";
     fs::write(system.path(DAEMON), theirs).expect("a daemon.json");
     fs::create_dir(system.path("runner")).expect("a folder");
+    fs::write(system.path("runner/.runner"), "{}").expect("a file");
     let own = "no_proxy=internal.corp.test\nA=1\n";
     fs::write(system.path("runner/.env"), own).expect("a file");
     let before = system.files();
@@ -395,4 +432,101 @@ fn what_was_there_first_comes_back_after_a_second_set_up() {
     system.does("docker", &["--proxy", "http://other.test:1"]);
     system.does("docker", &["--remove"]);
     assert_eq!(fs::read_to_string(system.path(DAEMON)).expect("a daemon.json"), theirs);
+}
+
+#[test]
+fn a_steps_environment_gets_our_lines_and_is_copied_nowhere() {
+    let setup = Setup::new();
+    let system = System::new(&setup.start());
+    let before = system.files();
+    // Without a newline at its end, as a step's last echo may have left it.
+    fs::write(system.path("step-1"), "TOKEN=s3cret").expect("a file");
+    let first = [("GITHUB_ENV", "/step-1")];
+    let told = || fs::read_to_string(system.path("step-1")).expect("a file");
+    let shown = system.step(&first, &["--dry-run"]);
+    assert!(shown.contains("/step-1: name the proxy, for the next steps"), "{shown}");
+    assert_eq!(told(), "TOKEN=s3cret");
+    system.step(&first, &[]);
+    assert_eq!(told(), format!("TOKEN=s3cret\n{NAMED}"));
+    assert!(system.step(&first, &[]).contains("Nothing was to be done."));
+    assert_eq!(told(), format!("TOKEN=s3cret\n{NAMED}"));
+    system.assert_keeps_no("s3cret");
+
+    // The next step has another file, and what the first one said in its environment.
+    fs::write(system.path("step-2"), "").expect("a file");
+    let second = [("GITHUB_ENV", "/step-2"), ("HTTPS_PROXY", "http://cache.test:17080")];
+    system.step(&second, &["--remove"]);
+    assert_eq!(fs::read_to_string(system.path("step-2")).expect("a file"), UNNAMED);
+    assert!(system.step(&second, &["--remove"]).contains("Nothing was to be done."));
+    // In one step the last word counts, and another proxy is none of ours.
+    system.step(&first, &["--remove"]);
+    assert_eq!(told(), format!("TOKEN=s3cret\n{NAMED}{UNNAMED}"));
+    let other = [("GITHUB_ENV", "/step-2"), ("HTTPS_PROXY", "http://corp.test:3128")];
+    system.step(&other, &["--remove"]);
+    for step in ["step-1", "step-2"] {
+        fs::remove_file(system.path(step)).expect("a file");
+    }
+    assert_eq!(system.files(), before);
+}
+
+#[test]
+fn a_runners_env_is_merged_with_and_copied_nowhere() {
+    let setup = Setup::new();
+    let system = System::new(&setup.start());
+    let options = ["--runner", "/srv/runner"];
+    fs::create_dir_all(system.path("srv/runner")).expect("a folder");
+    assert!(system.refuses("ci", &options).contains("/srv/runner is no Actions runner"));
+    let own = "LANG=C.UTF-8\nhttps_proxy=http://corp.test:3128\nTOKEN=s3cret";
+    let env = system.path("srv/runner/.env");
+    for (name, text) in [
+        (".runner", "{}"),
+        (".path", "/usr/local/bin:/usr/bin"),
+        (".service", "actions.runner.org-app.host.service\n"),
+        (".env", own),
+    ] {
+        fs::write(system.path("srv/runner").join(name), text).expect("a file");
+    }
+    fs::set_permissions(&env, fs::Permissions::from_mode(0o640)).expect("a mode");
+    let before = system.files();
+    let told = || fs::read_to_string(&env).expect("a file");
+
+    let shown = system.does("ci", &options);
+    assert!(shown.contains("next start of actions.runner.org-app.host.service"), "{shown}");
+    assert_eq!(told(), format!("LANG=C.UTF-8\nTOKEN=s3cret\n{NAMED}"));
+    system.assert_keeps_no("s3cret");
+    let once = system.files();
+    assert!(system.does("ci", &options).contains("Nothing was to be done."));
+    assert_eq!(system.files(), once);
+    let user = [&options[..], &["--proxy", "http://ann:sesame@cache.test:17080"]].concat();
+    system.does("ci", &user);
+    let mode = fs::metadata(&env).expect("metadata").permissions().mode();
+    assert_eq!(mode & 0o777, 0o600, "it holds a password");
+    system.does("ci", &[&options[..], &["--remove"]].concat());
+    assert_eq!(system.files(), before);
+
+    // What somebody adds meanwhile stays.
+    system.does("ci", &options);
+    fs::write(&env, format!("{}MORE=1\n", told())).expect("a file");
+    system.does("ci", &[&options[..], &["--remove"]].concat());
+    assert_eq!(told(), format!("{own}\nMORE=1"));
+    fs::write(&env, own).expect("a file");
+    assert_eq!(system.files(), before);
+}
+
+#[test]
+fn a_builder_is_told_the_hosts_of_patterns_one_by_one() {
+    let intercept = json!(["docker.io", "*.pkg.dev", "*.dkr.ecr.*.amazonaws.com"]);
+    let setup = Setup::new().with(json!({"tls": {"intercept": intercept}}));
+    let system = System::new(&setup.start());
+    let said = system.does("buildkit", &[]);
+    assert!(said.contains("opens *.pkg.dev, *.dkr.ecr.*.amazonaws.com too"), "{said}");
+    let hosts = ["--registry", "europe-docker.pkg.dev", "--registry", "1.dkr.ecr.eu.amazonaws.com"];
+    system.does("buildkit", &hosts);
+    let text = fs::read_to_string(system.path("etc/discobot/buildkitd.toml")).expect("a file");
+    for host in ["docker.io", hosts[1], hosts[3]] {
+        let lines = format!("[registry.\"{host}\"]\n  ca = [\"/etc/discobot/ca.crt\"]\n");
+        assert!(text.contains(&lines), "{text}");
+    }
+    assert!(!text.contains('*'), "{text}");
+    assert!(system.refuses("buildkit", &["--registry", "*.pkg.dev"]).contains("name of a host"));
 }

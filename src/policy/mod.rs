@@ -79,6 +79,13 @@ impl Policy {
         exact.map(HostPattern::as_str).filter(|name| Host::parse(name).is_ok()).collect()
     }
 
+    /// The patterns with a `*` whose hosts are intercepted.
+    pub fn intercepted_patterns(&self) -> Vec<&str> {
+        let patterns = self.rules.intercept.iter().filter(|pattern| !pattern.is_exact());
+        let is_plain = |name: &&str| Host::parse(&name.replace('*', "x")).is_ok();
+        patterns.map(HostPattern::as_str).filter(is_plain).collect()
+    }
+
     /// The header rule for requests to this origin: that of the most specific pattern, and of two
     /// with the same one that which is for requests without TLS alone.
     pub fn header_rule(&self, scheme: Scheme, host: &Host, port: u16) -> Option<&HeaderRule> {

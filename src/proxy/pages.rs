@@ -93,6 +93,7 @@ fn page(
         .replace("@CLIENT@", name)
         .replace("@PROXY@", own)
         .replace("@REGISTRIES@", &worker.policy.intercepted_names().join(" "))
+        .replace("@PATTERNS@", &worker.policy.intercepted_patterns().join(", "))
         .replace("@CA@", worker.ca.certificate_pem().trim_end());
     Some((TEXT, script))
 }

@@ -1,6 +1,8 @@
 toml=/etc/discobot/buildkitd.toml
 
-more_help() { :; }
+more_help() {
+  say '  --registry HOST  one more registry for a builder of buildx; may be given several times'
+}
 
 # A buildkitd of this system goes by its unit's environment and the system's store. A builder of
 # buildx is a container, whose CAs are copied from files that its buildkitd.toml names.
@@ -15,9 +17,9 @@ set_up() {
   mode=644
   certificate >"$work/new"
   put /etc/discobot/ca.crt
-  # The proxy puts several in.
-  # shellcheck disable=SC2043
-  for registry in @REGISTRIES@; do
+  # Names without blanks, of which the proxy puts several in.
+  # shellcheck disable=SC2043,SC2086
+  for registry in @REGISTRIES@ $registries; do
     printf '[registry."%s"]\n  ca = ["/etc/discobot/ca.crt"]\n' "$registry"
   done >"$work/new"
   put "$toml"
@@ -42,6 +44,11 @@ A builder that goes through the proxy is made by whoever uses it, with
     --buildkitd-config $toml \\
     --driver-opt env.HTTP_PROXY=$shown --driver-opt env.HTTPS_PROXY=$shown
 and is to be made again (docker buildx rm discobot) after the address or the CA has changed.
+END
+    # BuildKit takes a CA for one host, and no pattern.
+    patterns='@PATTERNS@'
+    [ -z "$patterns" ] || cat <<END
+The proxy opens $patterns too: of these the builder has to be told each host, by --registry HOST.
 END
   fi
 }

@@ -6,7 +6,7 @@ umask 022
 client=@CLIENT@
 proxy=http://@PROXY@
 direct=localhost,127.0.0.1
-root='' restart='' remove='' unit='' runner='' dry_only='' dry='' changed=''
+root='' restart='' remove='' unit='' runner='' registries='' dry_only='' dry='' changed=''
 mode=644
 state=/var/lib/discobot-setup
 
@@ -28,15 +28,16 @@ options() {
       --restart) restart=1 ;;
       --remove) remove=1 ;;
       --help) help && more_help && exit 0 ;;
-      --root | --proxy | --unit | --runner)
+      --root | --proxy | --unit | --runner | --registry)
         [ -n "${2:-}" ] || die "$1 wants a value after it"
-        # Not every client has a runner.
+        # Not every client has a runner, or wants its registries named.
         # shellcheck disable=SC2034
         case $1 in
           --root) root=${2%/} ;;
           --proxy) proxy=${2%/} ;;
           --unit) unit=${2%.service} ;;
           --runner) runner=${2%/} ;;
+          --registry) registries="$registries $2" ;;
         esac
         shift
         ;;
@@ -60,6 +61,9 @@ options() {
   esac
   case $unit in
     *[!A-Za-z0-9.:@_-]*) die "--unit: no unit is called $unit" ;;
+  esac
+  case $registries in
+    *[!A-Za-z0-9.:\ _-]*) die "--registry wants the name of a host, such as 1234.dkr.ecr.eu-west-1.amazonaws.com" ;;
   esac
   [ -z "$root" ] || [ -d "$root" ] || die "--root: there is no directory $root"
 }
