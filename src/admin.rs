@@ -141,8 +141,8 @@ impl Admin {
         let deletes = head.method == Method::DELETE;
         match path {
             "/health" if reads => Answer::json(200, &self.health()),
-            "/" if reads => self.live_figures(page::page).await,
-            "/api/live" if reads => self.live_figures(live::document).await,
+            "/" if reads => self.page(query).await,
+            "/api/live" if reads => self.live().await,
             "/metrics" if reads => self.metrics(head).await,
             "/api/cache/stats" if reads => {
                 Answer::json(200, &live::statistics(&self.stats, &self.cache))
@@ -210,11 +210,22 @@ impl Admin {
         .await
     }
 
-    /// What `show` makes of the live figures.
-    async fn live_figures(&self, show: fn(&Value) -> Answer) -> Answer {
+    async fn live(&self) -> Answer {
         let (stats, cache) = (Arc::clone(&self.stats), self.cache.clone());
         let config = self.live.config();
-        off_core(move || show(&live::figures(&stats, &cache, &config.cache))).await
+        off_core(move || live::document(&live::figures(&stats, &cache, &config.cache))).await
+    }
+
+    /// The page's script says `?figures`: it has asked for the images by themselves.
+    async fn page(&self, query: Option<&str>) -> Answer {
+        let (stats, cache) = (Arc::clone(&self.stats), self.cache.clone());
+        let (config, images) = (self.live.config(), Arc::clone(&self.images));
+        let with_images = query.is_none();
+        off_core(move || {
+            let top = with_images.then(|| cache::most_used(&images, page::IMAGES));
+            page::page(&live::figures(&stats, &cache, &config.cache), top.as_ref())
+        })
+        .await
     }
 
     async fn clear(&self) -> Answer {

@@ -117,13 +117,19 @@ fn the_page_has_its_figures_without_a_script() {
     assert_eq!(live["recent_misses"][0]["reason"], json!("first-time"));
     assert_eq!(live["recent_misses"][0]["path"], json!(path));
     assert_eq!(live["fills_running"], json!([]));
-    let page = page(&proxy, &[]);
-    let text = page.text();
+    let text = page(&proxy, &[]).text();
     for part in ["50.0 %", "50.0 kB", "first-time", "1.0 GB", "/v2/lab/img/blobs/sha256:"] {
         assert!(text.contains(part), "{part} is missing in {text}");
     }
     assert!(!text.contains("SECRET") && !live.to_string().contains("SECRET"));
     assert!(!text.contains("style=") && !text.contains("http://") && !text.contains("https://"));
+    assert!(text.contains("No image is stored."), "{text}");
+    pull_image(&proxy, &origin);
+    let name = format!("<code>{}/lab/page</code> <small>1</small>", origin.authority());
+    let text = page(&proxy, &[]).text();
+    assert!(text.contains(&name) && text.contains("1 of 1 images."), "{text}");
+    // The script has its own list of them.
+    assert!(!proxy.admin("GET", "/?figures", &[]).text().contains(&name));
 }
 
 #[test]

@@ -113,7 +113,17 @@ fn purged(images: &Images, purge: &Purge) -> Answer {
     }
 }
 
+/// The first page of the images, those with most hits first, as `GET /api/cache/images` has it.
+pub(super) fn most_used(images: &Images, limit: usize) -> Value {
+    let (sort, order) = (Sort::Hits, Order::Descending);
+    listed(images, &Query { page: 1, limit, q: String::new(), sort, order })
+}
+
 fn images_page(images: &Images, query: &Query) -> Answer {
+    Answer::json(200, &listed(images, query))
+}
+
+fn listed(images: &Images, query: &Query) -> Value {
     let page = images.list(query);
     let shown = |listed: &Listed| {
         json!({
@@ -125,7 +135,7 @@ fn images_page(images: &Images, query: &Query) -> Answer {
     };
     let rows: Vec<Value> = page.rows.iter().map(shown).collect();
     let (number, limit) = (query.page, query.limit);
-    Answer::json(200, &json!({"images": rows, "total": page.total, "page": number, "limit": limit}))
+    json!({"images": rows, "total": page.total, "page": number, "limit": limit})
 }
 
 fn entries_page(images: &Images, query: &Query) -> Answer {

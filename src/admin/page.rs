@@ -36,9 +36,12 @@ fn asset(kind: &'static str, text: &str) -> Answer {
     Answer { status: 200, extra: GUARD, kind, body: text.into() }
 }
 
-/// The page with its figures.
-pub(super) fn page(live: &Value) -> Answer {
-    html(&figures(live))
+/// Images that the page shows at most.
+pub(super) const IMAGES: usize = 10;
+
+/// The page with its figures. `images`: the most used ones, for who has no script to ask for them.
+pub(super) fn page(live: &Value, images: Option<&Value>) -> Answer {
+    html(&(figures(live) + &images.map(most_used).unwrap_or_default()))
 }
 
 fn html(figures: &str) -> Answer {
@@ -222,6 +225,39 @@ fn events(events: &[Value]) -> String {
     out + "</ol>"
 }
 
+fn most_used(page: &Value) -> String {
+    let rows = list(&page["images"]);
+    let mut inner = match rows.len() {
+        0 => "<p class=\"none\">No image is stored.</p>".to_owned(),
+        shown => format!(
+            "<p class=\"none\">{shown} of {} images.</p>\
+             <table><caption>The most used first</caption><thead><tr><th scope=\"col\">Image</th><th scope=\"col\">Size</th>\
+             <th scope=\"col\">Hits</th><th scope=\"col\">Last use</th></tr></thead><tbody>",
+            grouped(number(&page["total"]))
+        ),
+    };
+    for row in rows {
+        let tags: Vec<_> = list(&row["tags"]).iter().map(|tag| escape(text(tag))).collect();
+        let pinned =
+            if row["pinned"] == true { " <span class=\"reason\">pinned</span>" } else { "" };
+        let used = text(&row["last_use"]).get(..16).unwrap_or_default().replace('T', " ");
+        let _ = write!(
+            inner,
+            "<tr><th scope=\"row\"><code>{}</code> <small>{}</small>{pinned}</th><td>{}</td>\
+             <td>{}</td><td>{}</td></tr>",
+            escape(text(&row["image"])),
+            tags.join(", "),
+            bytes(number(&row["size"])),
+            grouped(number(&row["hits"])),
+            escape(&used)
+        );
+    }
+    if !rows.is_empty() {
+        inner.push_str("</tbody></table>");
+    }
+    format!("<noscript>{}</noscript>", section("top", "Images", &inner))
+}
+
 /// Host and path, a digest in it cut short; the whole is in its title.
 fn place(value: &Value) -> String {
     let whole = format!("{}{}", text(&value["host"]), text(&value["path"]));
@@ -326,7 +362,8 @@ mod tests {
         let live = json!({"time": evil, "version": evil, "recent_misses": [event],
             "recent_errors": [event], "fills_running": [fill],
             "stats": {"duration_us": {evil: {"count": 1}}}});
-        let page = String::from_utf8(page(&live).body).unwrap();
+        let images = json!({"images": [{"image": evil, "tags": [evil], "last_use": evil}]});
+        let page = String::from_utf8(page(&live, Some(&images)).body).unwrap();
         let shell = SHELL.replace("{{figures}}", "");
         for mark in ["<script", "'"] {
             assert_eq!(page.matches(mark).count(), shell.matches(mark).count(), "{mark}");

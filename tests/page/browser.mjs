@@ -98,7 +98,7 @@ const steps = {
   async scriptless() {
     const plain = await opened({ javaScriptEnabled: false });
     const told = await plain.locator("body").innerText();
-    for (const word of ["Hit rate", "20.0 MB", "first-time", "Purging and"]) {
+    for (const word of ["Hit rate", "20.0 MB", "first-time", "Purging and", "/lab/page", "1 of 1 images"]) {
       assert.ok(told.includes(word), `${word} is missing in: ${told}`);
     }
     assert.equal(await plain.locator("#images, #purge-all, #pause").filter({ visible: true }).count(), 0);

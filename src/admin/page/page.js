@@ -44,7 +44,7 @@ function wantToken(wanted) {
 }
 
 async function refresh() {
-  const answer = await call("GET", "/");
+  const answer = await call("GET", "/?figures");
   if (!answer.ok) throw new Error(`status ${answer.status}`);
   const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
   const parts = fresh.querySelectorAll("[data-live]");
