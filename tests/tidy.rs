@@ -80,7 +80,7 @@ const DOORS: &[(&str, &[&str])] = &[
             "proxy/answer",
             "proxy/challenge",
             "policy/rights",
-            "doctor/pull",
+            "doctor/",
             "command/",
         ],
     ),

@@ -5,11 +5,12 @@ mod support;
 use std::fs;
 
 use serde_json::{Value, json};
-use support::answer::Answer;
+use support::answer::{Answer, Ending, Gate};
 use support::body::Body;
+use support::certs::Authority;
 use support::names;
 use support::origin::{Origin, fresh_body};
-use support::proxy::{Finished, Proxy, Setup};
+use support::proxy::{Finished, Proxy, Setup, run};
 
 fn at(kind: &str, name: &str) -> String {
     format!("/v2/lab/img/{kind}/{name}")
@@ -100,7 +101,7 @@ fn what_fails_is_named_and_the_rest_goes_on() {
     let all = ["bad", "old", "none", "v1"].map(image);
     let all: Vec<&str> = all.iter().map(String::as_str).collect();
     let seen = warm(&setup, &proxy, &all);
-    says(&seen, 1, &[&digest, "schema 1", ": 404: ", "4 images: new 6 blobs, "]);
+    says(&seen, 1, &[&digest, "schema 1", ": 404: ", "4 images, 3 failed: new 6 blobs, "]);
     assert_eq!(seen.stderr.lines().count(), 3, "{seen:?}");
 }
 
@@ -122,6 +123,188 @@ fn a_token_for_nobody_is_fetched_and_a_busy_registry_waited_for() {
     let image = format!("{}/lab/img:v1", origin.authority());
     says(&warm(&setup, &proxy, &[&image]), 0, &["new 1 blobs, "]);
     assert_eq!(origin.seen_at("/token").len(), 1);
+}
+
+#[test]
+fn the_way_is_connect_and_tls_by_the_proxys_ca() {
+    let origin = Origin::https(names::REGISTRY);
+    serve(&origin);
+    let setup = Setup::new();
+    let proxy = setup.start();
+    let image = format!("{}/lab/img:v1", origin.authority());
+    // On another machine there is no CA of this proxy.
+    let elsewhere = Setup::new();
+    let other = elsewhere.path("other.pem");
+    fs::write(&other, Authority::new("another").pem()).expect("a CA");
+    let seen = warm(&elsewhere, &proxy, &["--ca", other.to_str().expect("UTF-8"), &image]);
+    says(&seen, 1, &["UnknownIssuer", "is --ca the CA of this proxy", "1 images, 1 failed"]);
+    assert!(origin.seen().is_empty() && seen.stdout.lines().count() == 1, "{seen:?}");
+    let own = setup.path("certs/ca.crt");
+    let seen = warm(&elsewhere, &proxy, &["--ca", own.to_str().expect("UTF-8"), &image]);
+    says(&seen, 0, &["new 6 blobs, "]);
+    // By its word, as nothing is told it.
+    says(&warm(&elsewhere, &proxy, &[&image]), 0, &["already there 6, "]);
+    let seen = warm(&elsewhere, &proxy, &["--ca", "/none", &image]);
+    assert_eq!((seen.code, seen.stderr.lines().count()), (Some(2), 1), "{seen:?}");
+}
+
+#[test]
+fn what_the_proxy_does_not_open_is_not_called_warm() {
+    let origin = Origin::https(names::OTHER);
+    serve(&origin);
+    let setup = Setup::new();
+    let proxy = setup.start();
+    let public = setup.path("upstream-ca.pem").display().to_string();
+    let setup = setup.env("SSL_CERT_FILE", &public);
+    let image = format!("{}/lab/img:v1", origin.authority());
+    says(&warm(&setup, &proxy, &[&image]), 1, &["does not open the TLS", "tls.intercept"]);
+}
+
+#[test]
+fn what_is_not_there_counts_as_nothing() {
+    let setup = Setup::new();
+    let proxy = setup.start();
+    let origin = Origin::https(names::REGISTRY);
+    let image = format!("{}/lab/img:v1", origin.authority());
+    origin.stop();
+    let seen = warm(&setup, &proxy, &[&image]);
+    says(&seen, 1, &["503: ", "1 images, 1 failed"]);
+    assert!(!seen.stdout.contains("new"), "{seen:?}");
+    let nowhere = format!("http://{}", proxy.address());
+    proxy.stop();
+    let seen = setup.run(&["warm", "--proxy", &nowhere, &image]);
+    says(&seen, 1, &[&nowhere, "can't be reached"]);
+    assert_eq!((&*seen.stdout, seen.stderr.lines().count()), ("", 1));
+}
+
+#[test]
+fn wrong_bytes_are_noticed_here_too() {
+    let origin = Origin::https(names::REGISTRY);
+    let layer = fresh_body(300_000);
+    let config = fresh_body(1000);
+    let manifest = json!({"schemaVersion": 2, "config": part(&config), "layers": [part(&layer)]});
+    let manifest = Body::bytes(manifest.to_string());
+    for name in ["v1", &manifest.digest()] {
+        origin.get(&at("manifests", name), Answer::ok(&manifest));
+    }
+    origin.get(&at("blobs", &config.digest()), Answer::ok(&config));
+    let blob = at("blobs", &layer.digest());
+    origin.get(&blob, Answer::ok(&layer).corrupt_at(9));
+    // The proxy does not look at what it does not store.
+    let setup = Setup::new().with(json!({ "cache": { "enabled": false } }));
+    let proxy = setup.start();
+    let image = format!("{}/lab/img:v1", origin.authority());
+    let seen = warm(&setup, &proxy, &[&image]);
+    says(&seen, 1, &[&layer.digest(), "it has another digest", "new 1 blobs, "]);
+    origin.get(&blob, Answer::ok(&fresh_body(300_001)));
+    says(&warm(&setup, &proxy, &[&image]), 1, &["more bytes came than the 300000"]);
+    origin.get(&blob, Answer::ok(&layer).chunked());
+    says(&warm(&setup, &proxy, &[&image]), 0, &["new 2 blobs, "]);
+    let wrong = Body::bytes("{}");
+    origin.get(&at("manifests", &manifest.digest()), Answer::ok(&wrong));
+    says(&warm(&setup, &proxy, &[&image]), 1, &["has another digest"]);
+}
+
+#[test]
+fn a_transfer_that_breaks_is_begun_again_or_reported() {
+    let origin = Origin::https(names::REGISTRY);
+    serve(&origin);
+    let config = fresh_body(200_000);
+    let manifest = Body::bytes(json!({"schemaVersion": 2, "config": part(&config)}).to_string());
+    for name in ["v2", &manifest.digest()] {
+        origin.get(&at("manifests", name), Answer::ok(&manifest));
+    }
+    let blob = at("blobs", &config.digest());
+    let broken = || Answer::ok(&config).ends_at(100_000, Ending::Cut);
+    origin.get(&blob, broken());
+    let setup = Setup::new().with(json!({ "upstream": { "retries": 0 } }));
+    let proxy = setup.start();
+    let image = format!("{}/lab/img:v2", origin.authority());
+    let seen = warm(&setup, &proxy, &[&image]);
+    says(&seen, 1, &[&config.digest(), "1 images, 1 failed"]);
+    assert!(!seen.stdout.contains("new"), "{seen:?}");
+    origin.script("GET", &blob, [broken(), Answer::ok(&config)]);
+    says(&warm(&setup, &proxy, &[&image]), 0, &["new 1 blobs, "]);
+}
+
+#[test]
+fn no_more_parts_than_jobs_are_pulled_at_once() {
+    let origin = Origin::https(names::REGISTRY);
+    let layers: Vec<Body> = (0..6).map(|_| fresh_body(1000)).collect();
+    let parts: Vec<Value> = layers.iter().map(part).collect();
+    let manifest = Body::bytes(json!({"schemaVersion": 2, "layers": parts}).to_string());
+    for name in ["v1", &manifest.digest()] {
+        origin.get(&at("manifests", name), Answer::ok(&manifest));
+    }
+    let gate = Gate::new();
+    let asked = || origin.seen().iter().filter(|seen| seen.target.contains("/blobs/")).count();
+    for layer in &layers {
+        origin.get(&at("blobs", &layer.digest()), Answer::ok(layer).gate_head(&gate));
+    }
+    let setup = Setup::new();
+    let proxy = setup.start();
+    let image = format!("{}/lab/img:v1", origin.authority());
+    std::thread::scope(|scope| {
+        let warmed = scope.spawn(|| warm(&setup, &proxy, &["--jobs", "2", &image]));
+        gate.wait_arrivals(2);
+        // Others pass while both wait: a third would have come as they do.
+        for _ in 0..20 {
+            assert_eq!(proxy.get(&origin, &at("manifests", "none")).status, 404);
+        }
+        assert_eq!(asked(), 2);
+        gate.open();
+        says(&warmed.join().expect("its end"), 0, &["new 6 blobs, "]);
+    });
+    for jobs in ["0", "65"] {
+        assert_eq!(warm(&setup, &proxy, &["--jobs", jobs, &image]).code, Some(2));
+    }
+}
+
+#[test]
+fn a_list_may_come_by_standard_input() {
+    let origin = Origin::https(names::REGISTRY);
+    serve(&origin);
+    let setup = Setup::new();
+    let proxy = setup.start();
+    let image = format!("{}/lab/img:v1", origin.authority());
+    fs::write(setup.path("list"), format!("# none\n\n  {image}  # once\n")).expect("a list");
+    let url = format!("http://{}", proxy.address());
+    let from = |list: &str| {
+        let mut command = setup.command();
+        command.args(["warm", "--proxy", &url, "--file", "-"]);
+        run(command.stdin(fs::File::open(setup.path(list)).expect("the list")))
+    };
+    says(&from("list"), 0, &["1 images: new 6 blobs, "]);
+    fs::write(setup.path("empty"), "# none\n").expect("a list");
+    says(&from("empty"), 2, &["the list names no image"]);
+}
+
+#[test]
+fn a_terminal_has_bars_and_a_line_for_each_image() {
+    let origin = Origin::https(names::REGISTRY);
+    let layers = serve(&origin);
+    let setup = Setup::new();
+    let proxy = setup.start();
+    let gate = Gate::new();
+    let path = at("blobs", &layers[0].digest());
+    origin.get(&path, Answer::ok(&layers[0]).gate_at(200_000, &gate));
+    let image = format!("{}/lab/img:v1", origin.authority());
+    let program = env!("CARGO_BIN_EXE_discobot-proxy");
+    let line = format!("{program} warm --proxy http://{} {image}", proxy.address());
+    // `script` gives it a terminal of its own.
+    let mut command = setup.wrapped("script", &["-qec", &line, "/dev/null"]);
+    command.env("TERM", "xterm").env("COLUMNS", "100");
+    let seen = std::thread::scope(|scope| {
+        let warmed = scope.spawn(move || run(&mut command));
+        gate.wait_arrivals(1);
+        gate.open();
+        warmed.join().expect("its end")
+    });
+    assert_eq!(seen.code, Some(0), "{seen:?}");
+    let name: String = layers[0].digest().chars().skip("sha256:".len()).take(12).collect();
+    for part in [&*name, "total", "\u{1b}[", "new 6 blobs, "] {
+        assert!(seen.stdout.contains(part), "no {part:?}: {seen:?}");
+    }
 }
 
 #[test]

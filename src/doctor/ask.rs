@@ -5,7 +5,9 @@ use std::io::{Chain, Cursor, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
 use std::time::Duration;
 
-use crate::config::ParentProxy;
+use serde_json::Value;
+
+use crate::config::{ParentProxy, Secret};
 use crate::http::{HeadLimits, Parsed, ResponseHead, parse_response};
 
 /// For the connection.
@@ -17,8 +19,11 @@ const SILENCE: Duration = Duration::from_secs(70);
 /// Bytes of a head read at a time.
 const HEAD_READ: usize = 8 * 1024;
 
+/// Heads that only say that an answer will come, at most (RFC 9110, section 15.2).
+const INTERIM_MAX: usize = 16;
+
 /// What follows a head: the rest of what was read with it, and of the connection.
-pub type Body = Chain<Cursor<Vec<u8>>, TcpStream>;
+pub type Rest<S> = Chain<Cursor<Vec<u8>>, S>;
 
 /// Manifests and configurations are far smaller.
 const ANSWER_MAX: u64 = 16 * 1024 * 1024;
@@ -34,7 +39,7 @@ pub struct Asked {
 
 impl Asked {
     /// Reads the whole of an answer.
-    pub fn read((head, rest): (ResponseHead, Body)) -> Result<Asked, String> {
+    pub fn read((head, rest): (ResponseHead, impl Read)) -> Result<Asked, String> {
         let mut body = Vec::new();
         rest.take(ANSWER_MAX).read_to_end(&mut body).map_err(|error| error.to_string())?;
         Ok(Asked { head, body })
@@ -75,24 +80,40 @@ impl Proxy {
 
     /// `https://HOST/PATH` through it. `fields` are whole lines.
     pub fn through(&self, host: &str, path: &str, fields: &str) -> Result<Asked, String> {
-        Asked::read(self.open(host, path, fields)?)
+        let target = format!("https://{host}{path}");
+        let fields = Secret::new([self.credentials().expose(), fields].concat());
+        Asked::read(self.ask("GET", &target, host, fields.expose())?)
     }
 
-    /// As [`Proxy::through`], with the body left to be read.
-    pub fn open(
-        &self,
-        host: &str,
-        path: &str,
-        fields: &str,
-    ) -> Result<(ResponseHead, Body), String> {
-        let target = format!("https://{host}{path}");
-        match &self.0.credentials {
-            None => self.ask("GET", &target, host, fields),
-            Some(known) => {
-                let user = format!("Proxy-Authorization: {}\r\n{fields}", known.basic().expose());
-                self.ask("GET", &target, host, &user)
+    /// A connection through it to `authority`, a host with its port (RFC 9110, section 9.3.6).
+    pub fn tunnel(&self, authority: &str) -> Result<TcpStream, String> {
+        let credentials = self.credentials();
+        let head = format!("CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n");
+        let request = Secret::new([&*head, credentials.expose(), "\r\n"].concat());
+        let (head, rest) = talk(self.connect()?, request.expose().as_bytes())?;
+        match head.status {
+            200..300 => {}
+            407 => {
+                return Err(
+                    "the proxy wants a user: name it as http://USER:PASSWORD@HOST:PORT, by \
+                            HTTPS_PROXY or --proxy"
+                        .to_owned(),
+                );
             }
+            _ => return Err(refusal(&Asked::read((head, rest))?)),
         }
+        let (early, stream) = rest.into_inner();
+        // In TLS it is the client that begins.
+        match early.get_ref().is_empty() {
+            true => Ok(stream),
+            false => Err("the proxy sends more than it was asked for".to_owned()),
+        }
+    }
+
+    /// A whole line, or nothing.
+    fn credentials(&self) -> Secret {
+        let Some(known) = &self.0.credentials else { return Secret::new("") };
+        Secret::new(["Proxy-Authorization: ", known.basic().expose(), "\r\n"].concat())
     }
 
     fn ask(
@@ -101,13 +122,23 @@ impl Proxy {
         target: &str,
         host: &str,
         fields: &str,
-    ) -> Result<(ResponseHead, Body), String> {
+    ) -> Result<(ResponseHead, Rest<TcpStream>), String> {
         let request = format!("{method} {target} HTTP/1.0\r\nHost: {host}\r\n{fields}\r\n");
+        talk(self.connect()?, Secret::new(request).expose().as_bytes())
+    }
+
+    fn connect(&self) -> Result<TcpStream, String> {
         let addresses = (&*self.0.host, self.0.port).to_socket_addrs();
         let mut error = "its name has no address".to_owned();
         for address in addresses.map_err(|error| error.to_string())? {
             match TcpStream::connect_timeout(&address, PATIENCE) {
-                Ok(stream) => return talk(stream, &request),
+                Ok(stream) => {
+                    stream
+                        .set_read_timeout(Some(SILENCE))
+                        .and_then(|()| stream.set_write_timeout(Some(SILENCE)))
+                        .map_err(|error| error.to_string())?;
+                    return Ok(stream);
+                }
                 Err(why) => error = why.to_string(),
             }
         }
@@ -121,25 +152,46 @@ impl fmt::Display for Proxy {
     }
 }
 
-fn talk(mut stream: TcpStream, request: &str) -> Result<(ResponseHead, Body), String> {
-    stream
-        .set_read_timeout(Some(SILENCE))
-        .and_then(|()| stream.set_write_timeout(Some(SILENCE)))
-        .and_then(|()| stream.write_all(request.as_bytes()))
-        .map_err(|error| error.to_string())?;
+/// Sends a request, and reads the head of the answer.
+pub fn talk<S: Read + Write>(
+    mut stream: S,
+    request: &[u8],
+) -> Result<(ResponseHead, Rest<S>), String> {
+    let sent = stream.write_all(request).and_then(|()| stream.flush());
+    sent.map_err(|error| error.to_string())?;
     let strange = || "it answers no HTTP".to_owned();
-    let (mut bytes, mut piece) = (Vec::new(), vec![0; HEAD_READ]);
+    let (mut bytes, mut piece, mut interim) = (Vec::new(), vec![0; HEAD_READ], 0);
     loop {
-        match stream.read(&mut piece).map_err(|error| error.to_string())? {
-            0 => return Err(strange()),
-            got => bytes.extend_from_slice(piece.get(..got).unwrap_or_default()),
-        }
         match parse_response(&bytes, &HeadLimits::default()) {
             Ok(Parsed::Complete { head, len }) => {
-                return Ok((head, Cursor::new(bytes.split_off(len)).chain(stream)));
+                let rest = bytes.split_off(len);
+                if !matches!(head.status, 100..=199) {
+                    return Ok((head, Cursor::new(rest).chain(stream)));
+                }
+                (bytes, interim) = (rest, interim + 1);
+                if interim > INTERIM_MAX {
+                    return Err(strange());
+                }
+                continue;
             }
             Ok(Parsed::Incomplete) => {}
             Err(_) => return Err(strange()),
         }
+        match stream.read(&mut piece).map_err(|error| error.to_string())? {
+            0 => return Err(strange()),
+            got => bytes.extend_from_slice(piece.get(..got).unwrap_or_default()),
+        }
     }
+}
+
+/// Characters of somebody else's reason at most.
+const WORDS_MAX: usize = 300;
+
+/// What an answer that is no success says of itself.
+pub fn refusal(answer: &Asked) -> String {
+    let body: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
+    let why = body["errors"][0]["message"].as_str().unwrap_or("without a reason");
+    // Somebody else's words, for a terminal: they can't look like ours.
+    let why: String = why.chars().take(WORDS_MAX).collect();
+    format!("{}: {why:?}", answer.status())
 }

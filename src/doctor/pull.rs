@@ -3,7 +3,7 @@
 
 use serde_json::Value;
 
-use super::ask::{Asked, Proxy};
+use super::ask::{Asked, Proxy, refusal};
 use super::{Finding, fail, ok};
 use crate::http::{Authority, Scheme};
 use crate::key::{Digest, Image};
@@ -33,9 +33,6 @@ pub fn try_twice(proxy: &Proxy, image: &Image) -> Finding {
         ),
     }
 }
-
-/// Characters of a registry's reason at most.
-const WORDS_MAX: usize = 300;
 
 fn pull(proxy: &Proxy, image: &Image) -> Result<bool, String> {
     let registry = image.repository.authority();
@@ -78,11 +75,7 @@ pub fn succeeded(answer: Asked) -> Result<Asked, String> {
     if answer.status() == 200 {
         return Ok(answer);
     }
-    let body: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
-    let why = body["errors"][0]["message"].as_str().unwrap_or("without a reason");
-    // Somebody else's words, for a terminal: they can't look like ours.
-    let why: String = why.chars().take(WORDS_MAX).collect();
-    Err(format!("{}: {why:?}", answer.status()))
+    Err(refusal(&answer))
 }
 
 /// A token for nobody, as the challenge says; `None` where it is no Bearer challenge.

@@ -258,15 +258,19 @@ impl Dialer {
     }
 
     async fn shake_hands(&self, conn: Conn, host: &Host) -> Result<Conn, NetError> {
-        let name = match host {
-            Host::Name(name) => ServerName::try_from(name.to_string())
-                .map_err(|error| rustls::Error::General(error.to_string()))?,
-            Host::V4(address) => ServerName::from(std::net::IpAddr::V4(*address)),
-            Host::V6(address) => ServerName::from(std::net::IpAddr::V6(*address)),
-        };
-        let session = rustls::ClientConnection::new(Arc::clone(&self.tls), name)?;
+        let session = rustls::ClientConnection::new(Arc::clone(&self.tls), server_name(host)?)?;
         conn.into_tls(session).await
     }
+}
+
+/// What its certificate has to be for.
+pub(super) fn server_name(host: &Host) -> Result<ServerName<'static>, rustls::Error> {
+    Ok(match host {
+        Host::Name(name) => ServerName::try_from(name.to_string())
+            .map_err(|error| rustls::Error::General(error.to_string()))?,
+        Host::V4(address) => ServerName::from(std::net::IpAddr::V4(*address)),
+        Host::V6(address) => ServerName::from(std::net::IpAddr::V6(*address)),
+    })
 }
 
 impl Idle {

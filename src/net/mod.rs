@@ -6,6 +6,7 @@
 //! bytes, so that both directions of a connection can be waited for at once. Every wait has a limit
 //! that counts progress.
 
+mod blocking;
 mod body;
 mod ca;
 mod conn;
@@ -26,6 +27,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 
+pub use self::blocking::{Secure, Trust};
 pub use self::body::BodyReader;
 pub use self::ca::{Ca, CaError, CaOptions, Subtree};
 pub use self::conn::Conn;

@@ -7,6 +7,7 @@ use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use rustls::crypto::CryptoProvider;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use rustls::{
@@ -274,6 +275,12 @@ pub fn client_config(
     extra: &[PathBuf],
     pinned: Option<Pinned>,
 ) -> Result<TlsSetup, (usize, String)> {
+    let (roots, warnings) = roots(extra)?;
+    Ok(TlsSetup { warnings, ..config_of(roots, pinned)? })
+}
+
+/// The system's certificates and those in `extra`, and what could not be read of the system's.
+pub(super) fn roots(extra: &[PathBuf]) -> Result<(RootCertStore, Vec<String>), (usize, String)> {
     let mut roots = RootCertStore::empty();
     let native = rustls_native_certs::load_native_certs();
     let warnings = native.errors.iter().map(ToString::to_string).collect();
@@ -291,7 +298,19 @@ pub fn client_config(
             roots.add(certificate).map_err(|error| failed(error.to_string()))?;
         }
     }
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    Ok((roots, warnings))
+}
+
+pub(super) fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::aws_lc_rs::default_provider())
+}
+
+/// TLS that trusts these.
+pub(super) fn config_of(
+    roots: RootCertStore,
+    pinned: Option<Pinned>,
+) -> Result<TlsSetup, (usize, String)> {
+    let provider = provider();
     let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()
         .map_err(|error| (0, error.to_string()))?;
@@ -304,7 +323,7 @@ pub fn client_config(
     };
     let mut client = builder.with_no_client_auth();
     client.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Ok(TlsSetup { client: Arc::new(client), warnings })
+    Ok(TlsSetup { client: Arc::new(client), warnings: Vec::new() })
 }
 
 #[cfg(test)]

@@ -1,7 +1,9 @@
-//! `warm`: pulls public images through a running proxy and throws them away, so that they lie in
-//! its cache. Each part is hashed here too: what is said to be there is whole.
-//!
-//! No credentials are sent: the way to the proxy is not encrypted.
+//! `warm`: pulls images through a running proxy and throws them away, so that they lie in its
+//! cache. Each part is hashed here too: what is said to be there is whole.
+
+mod body;
+mod registry;
+mod way;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -16,17 +18,15 @@ use bytesize::ByteSize;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use serde_json::Value;
 
+use self::registry::Registry;
+use self::way::{NoWay, Way};
 use crate::config::Config;
-use crate::doctor::ask::{Asked, Body, Proxy};
-use crate::doctor::{named_proxy, pull};
-use crate::http::ResponseHead;
+use crate::doctor::ask::Asked;
+use crate::doctor::pull;
 use crate::key::{Algorithm, Digest, Hasher, Image, Reference};
 
 /// Attempts at one part.
 const TRIES: u32 = 5;
-
-/// What is waited before the next attempt at most, whatever the registry asks for.
-const PAUSE_MAX: Duration = Duration::from_secs(60);
 
 /// Manifests of one image at most: an index may name others, and itself.
 const MANIFESTS_MAX: usize = 1000;
@@ -40,6 +40,10 @@ pub struct Options {
     /// Where the proxy is; else HTTPS_PROXY, else this machine.
     #[arg(long, value_name = "URL")]
     proxy: Option<String>,
+    /// The proxy's CA (PEM); else that of this machine's proxy, the system's store, or what the
+    /// proxy says.
+    #[arg(long, value_name = "FILE")]
+    ca: Option<PathBuf>,
     /// A file of images, one a line; # begins a comment, - is standard input.
     #[arg(long, value_name = "LIST")]
     file: Option<PathBuf>,
@@ -65,6 +69,10 @@ struct Tally {
 }
 
 impl Tally {
+    fn is_empty(&self) -> bool {
+        self.new == 0 && self.there == 0
+    }
+
     fn add(&mut self, other: &Tally) {
         self.new += other.new;
         self.new_bytes += other.new_bytes;
@@ -92,31 +100,50 @@ pub fn run(
     tell: &mut dyn FnMut(&str),
     fail: &mut dyn FnMut(&dyn fmt::Display),
 ) -> Result<bool, String> {
-    let proxy = named_proxy(config, options.proxy.as_deref())?;
     let mut names = options.images.clone();
     if let Some(file) = &options.file {
         names.extend(listed(file).map_err(|error| format!("{}: {error}", file.display()))?);
     }
     let images: Vec<Image> =
         names.iter().map(|name| Image::parse(name)).collect::<Result<_, _>>()?;
+    if images.is_empty() {
+        return Err("the list names no image".to_owned());
+    }
     for platform in &options.platforms {
         if !matches!(platform.split('/').count(), 2 | 3) || platform.split('/').any(str::is_empty) {
             return Err(format!("--platform wants OS/ARCH, such as linux/amd64, not {platform:?}"));
         }
     }
-    let (mut all, mut well) = (Tally::default(), true);
+    let way = match Way::find(config, options.proxy.as_deref(), options.ca.as_deref()) {
+        Ok(way) => way,
+        Err(NoWay::Usage(error)) => return Err(error),
+        Err(NoWay::Gone(error)) => {
+            fail(&error);
+            return Ok(false);
+        }
+    };
+    let (mut all, mut failed) = (Tally::default(), 0);
     for image in &images {
-        let puller = Puller { proxy: &proxy, image, options, token: Mutex::default() };
-        let (tally, failures) = puller.pull();
+        let pulled =
+            Registry::new(&way, image).and_then(|registry| Puller { registry, options }.pull());
+        let (tally, failures) = pulled.unwrap_or_else(|error| (Tally::default(), vec![error]));
         for failure in &failures {
             fail(&format_args!("{image}: {failure}"));
         }
-        well &= failures.is_empty();
-        tell(&format!("{image}: {tally}"));
+        failed += usize::from(!failures.is_empty());
+        // Of what failed there is nothing to count.
+        if !tally.is_empty() {
+            tell(&format!("{image}: {tally}"));
+        }
         all.add(&tally);
     }
-    tell(&format!("{} images: {all}", images.len()));
-    Ok(well)
+    let (number, failed_of) = (images.len(), format!(", {failed} failed"));
+    let failed_of = if failed == 0 { "" } else { &failed_of };
+    match all.is_empty() {
+        true => tell(&format!("{number} images{failed_of}")),
+        false => tell(&format!("{number} images{failed_of}: {all}")),
+    }
+    Ok(failed == 0)
 }
 
 fn listed(file: &Path) -> io::Result<Vec<String>> {
@@ -136,18 +163,15 @@ fn listed(file: &Path) -> io::Result<Vec<String>> {
 }
 
 struct Puller<'a> {
-    proxy: &'a Proxy,
-    image: &'a Image,
+    registry: Registry<'a>,
     options: &'a Options,
-    token: Mutex<Option<String>>,
 }
 
 impl Puller<'_> {
-    fn pull(&self) -> (Tally, Vec<String>) {
-        let blobs: Vec<(Digest, u64)> = match self.blobs() {
-            Ok(blobs) => blobs.into_iter().collect(),
-            Err(error) => return (Tally::default(), vec![error]),
-        };
+    /// What its parts were found to be, and why some of them failed; the error is why there is
+    /// nothing of it.
+    fn pull(&self) -> Result<(Tally, Vec<String>), String> {
+        let blobs: Vec<(Digest, u64)> = self.blobs()?.into_iter().collect();
         let (tally, failures) = (Mutex::new(Tally::default()), Mutex::new(Vec::new()));
         // Draws on a terminal only.
         let bars = MultiProgress::new();
@@ -171,7 +195,7 @@ impl Puller<'_> {
             }
         });
         total.finish_and_clear();
-        (std::mem::take(&mut lock(&tally)), std::mem::take(&mut lock(&failures)))
+        Ok((std::mem::take(&mut lock(&tally)), std::mem::take(&mut lock(&failures))))
     }
 
     /// Digests and sizes of all that the image's manifests name, which are pulled here.
@@ -214,14 +238,15 @@ impl Puller<'_> {
 
     /// The digest of what the image's name stands for: stored, a tag's manifest is under that.
     fn top(&self) -> Result<Digest, String> {
-        match &self.image.reference {
+        match self.registry.reference() {
             Reference::Digest(digest) => Ok(digest.clone()),
             Reference::Tag(tag) => Ok(Digest::of(Algorithm::Sha256, &self.manifest(tag)?.body)),
         }
     }
 
     fn manifest(&self, name: &str) -> Result<Asked, String> {
-        Asked::read(self.open("manifests", name)?)
+        let answer = self.registry.open("manifests", name)?;
+        Asked::read((answer.head, answer.body))
     }
 
     fn wants(&self, platform: &Value) -> bool {
@@ -243,10 +268,10 @@ impl Puller<'_> {
                 thread::sleep(Duration::from_millis(200) * attempt);
             }
             bar.set_position(0);
-            let (head, mut body) = self.open("blobs", &digest.to_string())?;
-            match check(&mut body, digest, size, bar) {
+            let mut answer = self.registry.open("blobs", &digest.to_string())?;
+            match check(&mut answer.body, digest, size, bar) {
                 // A second attempt meets what the first one began.
-                Ok(()) if attempt == 0 && head.fields.get_str("x-cache") == Some("HIT") => {
+                Ok(()) if attempt == 0 && answer.head.fields.get_str("x-cache") == Some("HIT") => {
                     return Ok(Tally { there: 1, there_bytes: size, ..Tally::default() });
                 }
                 Ok(()) => return Ok(Tally { new: 1, new_bytes: size, ..Tally::default() }),
@@ -255,41 +280,15 @@ impl Puller<'_> {
         }
         Err(error)
     }
-
-    /// A part's answer of 200, with a token where one is wanted.
-    fn open(&self, kind: &str, name: &str) -> Result<(ResponseHead, Body), String> {
-        let repository = &self.image.repository;
-        let path = format!("/v2/{}/{kind}/{name}", repository.name());
-        for attempt in 1.. {
-            let mut fields = pull::ACCEPT.to_owned();
-            if let Some(token) = &*lock(&self.token) {
-                fields.push_str(&format!("Authorization: Bearer {token}\r\n"));
-            }
-            let answer = self.proxy.open(repository.authority(), &path, &fields)?;
-            match answer.0.status {
-                200 => return Ok(answer),
-                401 if attempt < TRIES => {
-                    let answer = Asked::read(answer)?;
-                    let Some(token) = pull::token(self.proxy, self.image, &answer)? else {
-                        return Err("it wants credentials; only public images are warmed".into());
-                    };
-                    *lock(&self.token) = Some(token);
-                }
-                429 | 503 | 504 if attempt < TRIES => {
-                    let after = answer.0.fields.get_str("retry-after");
-                    let after = after.and_then(|after| after.trim().parse().ok());
-                    let pause = after.unwrap_or(1 << attempt);
-                    thread::sleep(Duration::from_secs(pause).min(PAUSE_MAX));
-                }
-                _ => _ = pull::succeeded(Asked::read(answer)?)?,
-            }
-        }
-        Err("it never answers".to_owned())
-    }
 }
 
 /// Reads a body to its end: it must be of this size and digest.
-fn check(body: &mut Body, digest: &Digest, size: u64, bar: &ProgressBar) -> Result<(), String> {
+fn check(
+    body: &mut impl Read,
+    digest: &Digest,
+    size: u64,
+    bar: &ProgressBar,
+) -> Result<(), String> {
     let mut hasher = Hasher::new(digest.algorithm());
     let (mut read, mut piece) = (0, vec![0; READ]);
     loop {
