@@ -43,7 +43,6 @@ inside() {
   start
   typed client >/dev/null
   typed podman >/dev/null
-  typed_inline '… | sudo sh -s -- --restart' 's#^…#curl -fsSL http://PROXY:17080/setup/podman#' >/dev/null
   ci
   engine
   [[ $(typed doctor) == *'comes from its cache'* ]] || fail "doctor found no hit"

@@ -85,6 +85,11 @@ machine_finish() {
     tail -n 30 "$@" >&2 || true
     [ -z "${init:-}" ] || there systemctl status --no-pager --full discobot-proxy >&2 || true
   fi
+  # What a script has started in its network alone.
+  if [ -n "${registry:-}" ]; then
+    kill "$registry" 2>/dev/null || true
+    wait "$registry" 2>/dev/null || true
+  fi
   if [ -n "${shell:-}" ]; then
     # The namespaces' first process, and with it all others.
     kill -KILL "$shell" 2>/dev/null || true

@@ -1,5 +1,5 @@
 //! The proxy's own pages, and the scripts that point a client at it, run by a real `sh` on roots
-//! of the tests' own. `scripts/e2e-setup.sh` runs them with the real clients.
+//! of the tests' own. `scripts/e2e-docker.sh` runs them with the real clients.
 
 mod support;
 

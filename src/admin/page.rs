@@ -231,7 +231,8 @@ fn most_used(page: &Value) -> String {
         0 => "<p class=\"none\">No image is stored.</p>".to_owned(),
         shown => format!(
             "<p class=\"none\">{shown} of {} images.</p>\
-             <table><caption>The most used first</caption><thead><tr><th scope=\"col\">Image</th><th scope=\"col\">Size</th>\
+             <table><caption>The most used first</caption><thead><tr>\
+             <th scope=\"col\">Image</th><th scope=\"col\">Size</th>\
              <th scope=\"col\">Hits</th><th scope=\"col\">Last use</th></tr></thead><tbody>",
             grouped(number(&page["total"]))
         ),
