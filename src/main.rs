@@ -56,10 +56,11 @@ enum Command {
     Verify,
     /// Ask the proxy that runs here with this configuration whether it is well; for a container.
     Health,
-    /// Pull public images through a running proxy, so that later pulls come from its cache.
+    /// Pull images through a running proxy, so that later pulls come from its cache.
     ///
-    /// Every part is checked against its digest and thrown away. Exit code 1: an image failed, and
-    /// is named with its reason; the others are pulled all the same.
+    /// Every part is checked against its digest and thrown away. Private images are pulled with the
+    /// credentials that Docker, podman and their helpers keep for this user. Exit code 1: an image
+    /// failed, and is named with its reason; the others are pulled all the same.
     Warm(warm::Options),
     #[command(flatten)]
     Admin(admin::Command),

@@ -26,10 +26,27 @@ impl Basic {
         if !scheme.eq_ignore_ascii_case("basic") {
             return None;
         }
-        let pair = Zeroizing::new(base64(encoded.trim_start())?);
+        Basic::decode(encoded.trim_start())
+    }
+
+    /// Reads what stands behind the scheme.
+    pub fn decode(encoded: &str) -> Option<Basic> {
+        let pair = Zeroizing::new(base64(encoded)?);
         let colon = memchr::memchr(b':', &pair)?;
         let (user, password) = pair.split_at_checked(colon)?;
         Some(Basic { user: user.to_vec(), password: password.get(1..)?.to_vec().into() })
+    }
+
+    /// This user, who is without a colon.
+    pub fn new(user: &str, password: &str) -> Basic {
+        Basic { user: user.into(), password: password.as_bytes().to_vec().into() }
+    }
+
+    /// The value of `Authorization` or `Proxy-Authorization`.
+    pub fn value(&self) -> Zeroizing<String> {
+        let pair = Zeroizing::new([&*self.user, b":", &self.password].concat());
+        let encoded = Zeroizing::new(BASE64_STANDARD.encode(&*pair));
+        Zeroizing::new(["Basic ", &encoded].concat())
     }
 }
 
@@ -64,6 +81,10 @@ mod tests {
             ("Basic Pz8/Pj4+Og==", pair("???>>>", "")),
         ] {
             assert_eq!(parse(value), expected, "{value}");
+            if let Some((user, password)) = expected {
+                let written = Basic::new(&user, &password).value();
+                assert_eq!(parse(&written), Some((user, password)), "{value}");
+            }
         }
     }
 

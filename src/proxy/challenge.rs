@@ -61,9 +61,33 @@ impl Challenge {
             location.push(if location.contains('?') { '&' } else { '?' });
             location.push_str(&format!("{name}={}", escaped(value)));
         }
-        let url = registry.resolve(location.as_bytes())?;
-        (url.scheme == registry.scheme || url.origin().tls).then_some(url)
+        protected(registry, &location)
     }
+
+    /// Where a token is had for an identity token. A realm that is less protected than the registry
+    /// is none.
+    pub fn realm_url(&self, registry: &Url) -> Option<Url> {
+        protected(registry, &self.realm)
+    }
+
+    /// What is sent there for it (RFC 6749, section 6).
+    pub fn refresh_form(&self, identity: &str) -> String {
+        let mut form = format!(
+            "grant_type=refresh_token&client_id=discobot-proxy&refresh_token={}",
+            escaped(identity)
+        );
+        let parts = [("service", &self.service), ("scope", &self.scope)];
+        for (name, value) in parts.iter().filter_map(|(name, value)| Some((name, value.as_ref()?)))
+        {
+            form.push_str(&format!("&{name}={}", escaped(value)));
+        }
+        form
+    }
+}
+
+fn protected(registry: &Url, location: &str) -> Option<Url> {
+    let url = registry.resolve(location.as_bytes())?;
+    (url.scheme == registry.scheme || url.origin().tls).then_some(url)
 }
 
 /// Asks for a token without credentials. `Some(None)`: there is none for nobody; `None`: unclear.
@@ -141,6 +165,18 @@ mod tests {
     }
 
     #[test]
+    fn an_identity_token_goes_in_a_form() {
+        let challenge = bearer_challenge(
+            "Bearer realm=\"/t?a=b\",service=\"reg.test\",scope=\"repository:a/b:pull\"",
+        );
+        assert_eq!(
+            challenge.unwrap().refresh_form("i+d&x"),
+            "grant_type=refresh_token&client_id=discobot-proxy&refresh_token=i%2Bd%26x\
+             &service=reg.test&scope=repository%3Aa%2Fb%3Apull"
+        );
+    }
+
+    #[test]
     fn a_token_is_not_asked_for_in_the_clear() {
         let base = Url {
             scheme: crate::http::Scheme::Https,
@@ -155,5 +191,12 @@ mod tests {
         assert_eq!(url("/t").unwrap().host, base.host);
         assert_eq!(url("http://auth.test/t"), None);
         assert_eq!(url("nonsense:x"), None);
+        let realm = |realm: &str| {
+            bearer_challenge(&format!("Bearer realm=\"{realm}\",service=x"))
+                .unwrap()
+                .realm_url(&base)
+        };
+        assert_eq!(realm("https://auth.test/t?a=b").unwrap().target, "/t?a=b".into());
+        assert_eq!(realm("http://auth.test/t"), None);
     }
 }

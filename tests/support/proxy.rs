@@ -30,6 +30,10 @@ const VARIABLES: &[&str] = &[
     "https_proxy",
     "SSL_CERT_FILE",
     "SSL_CERT_DIR",
+    "DOCKER_CONFIG",
+    "REGISTRY_AUTH_FILE",
+    "XDG_RUNTIME_DIR",
+    "XDG_CONFIG_HOME",
 ];
 
 /// Set to anything, this variable has every proxy of the tests hand TLS over to the kernel, which

@@ -20,6 +20,7 @@ use serde_json::Value;
 
 use self::registry::Registry;
 use self::way::{NoWay, Way};
+use crate::command::login::Logins;
 use crate::config::Config;
 use crate::doctor::ask::Asked;
 use crate::doctor::pull;
@@ -37,11 +38,12 @@ const READ: usize = 128 * 1024;
 /// What to pull.
 #[derive(Debug, clap::Args)]
 pub struct Options {
-    /// Where the proxy is; else HTTPS_PROXY, else this machine.
+    /// Where the proxy is, http://USER:PASSWORD@HOST:PORT where it wants a user; else HTTPS_PROXY,
+    /// else this machine.
     #[arg(long, value_name = "URL")]
     proxy: Option<String>,
-    /// The proxy's CA (PEM); else that of this machine's proxy, the system's store, or what the
-    /// proxy says.
+    /// The proxy's CA (PEM), trusted beside the system's store; else that of the configuration's
+    /// tls.cert_dir, and, for images that need no credentials, what the proxy says it is.
     #[arg(long, value_name = "FILE")]
     ca: Option<PathBuf>,
     /// A file of images, one a line; # begins a comment, - is standard input.
@@ -122,10 +124,11 @@ pub fn run(
             return Ok(false);
         }
     };
+    let logins = Logins::of_user();
     let (mut all, mut failed) = (Tally::default(), 0);
     for image in &images {
-        let pulled =
-            Registry::new(&way, image).and_then(|registry| Puller { registry, options }.pull());
+        let pulled = Registry::new(&way, &logins, image)
+            .and_then(|registry| Puller { registry, options }.pull());
         let (tally, failures) = pulled.unwrap_or_else(|error| (Tally::default(), vec![error]));
         for failure in &failures {
             fail(&format_args!("{image}: {failure}"));

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use super::body::Body;
-use crate::config::Config;
+use crate::config::{Config, Secret};
 use crate::doctor::ask::{Proxy, Rest, talk};
 use crate::doctor::named_proxy;
 use crate::http::{Method, ResponseHead, response_framing};
@@ -14,6 +14,10 @@ use crate::proxy::Url;
 
 /// Who asks.
 const AGENT: &str = concat!("discobot-proxy/", env!("CARGO_PKG_VERSION"));
+
+/// Why credentials are kept back.
+pub const UNSURE: &str = "credentials only go where the proxy's CA is known from a file, not from \
+                          what the proxy says: name it by --ca FILE";
 
 /// A proxy, and whom to trust behind it.
 pub struct Way {
@@ -27,8 +31,19 @@ pub struct Answer {
     pub head: ResponseHead,
     /// What is to be read of its body.
     pub body: Body<Rest<Secure>>,
+    /// Whether it is known for sure who answers: by a file or the system's store.
+    pub sure: bool,
     /// Whether it is the proxy that opened the TLS, where that can be told.
     pub opened: Option<bool>,
+}
+
+/// What `Authorization` says.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Grant {
+    /// The field's value.
+    pub value: Secret,
+    /// The source of the login that it came of; a token for nobody has none.
+    pub login: Option<String>,
 }
 
 /// Why there is no way.
@@ -60,7 +75,35 @@ impl Way {
     }
 
     /// Asks for `url`, which is an https one. `fields` are whole lines.
-    pub fn get(&self, url: &Url, fields: &str) -> Result<Answer, String> {
+    pub fn get(&self, url: &Url, fields: &str, grant: Option<&Grant>) -> Result<Answer, String> {
+        let authorization = match grant {
+            Some(Grant { value, .. }) => ["Authorization: ", value.expose(), "\r\n"].concat(),
+            None => String::new(),
+        };
+        let authorization = Secret::new(authorization);
+        let is_secret = grant.is_some_and(|grant| grant.login.is_some());
+        let fields = Secret::new([fields, authorization.expose(), "\r\n"].concat());
+        self.ask(&Method::GET, url, &fields, is_secret)
+    }
+
+    /// Sends a form that holds a secret to `url`, which is an https one.
+    pub fn post(&self, url: &Url, form: &Secret) -> Result<Answer, String> {
+        let fields = format!(
+            "Content-Type: application/x-www-form-urlencoded\r\nContent-Length: {}\r\n\r\n",
+            form.expose().len()
+        );
+        let rest = Secret::new([&*fields, form.expose()].concat());
+        self.ask(&Method::POST, url, &rest, true)
+    }
+
+    /// `rest` is all that follows the first fields.
+    fn ask(
+        &self,
+        method: &Method,
+        url: &Url,
+        rest: &Secret,
+        is_secret: bool,
+    ) -> Result<Answer, String> {
         let origin = url.origin();
         if !origin.tls {
             return Err(format!("{url} is without TLS"));
@@ -73,15 +116,19 @@ impl Way {
             };
             format!("{url}: {error}{hint}")
         })?;
-        let opened = stream.opened;
+        let Secure { sure, opened, .. } = stream;
+        if is_secret && !sure {
+            return Err(UNSURE.to_owned());
+        }
         let head = format!(
-            "GET {} HTTP/1.1\r\nHost: {}\r\nUser-Agent: {AGENT}\r\nConnection: close\r\n",
+            "{} {} HTTP/1.1\r\nHost: {}\r\nUser-Agent: {AGENT}\r\nConnection: close\r\n",
+            method.as_str(),
             url.target,
             url.authority()
         );
-        let request = [&*head, fields, "\r\n"].concat();
-        let (head, rest) = talk(stream, request.as_bytes())?;
-        let framing = response_framing(&Method::GET, &head).map_err(|error| error.to_string())?;
-        Ok(Answer { head, body: Body::new(rest, framing), opened })
+        let request = Secret::new([&*head, rest.expose()].concat());
+        let (head, rest) = talk(stream, request.expose().as_bytes())?;
+        let framing = response_framing(method, &head).map_err(|error| error.to_string())?;
+        Ok(Answer { head, body: Body::new(rest, framing), sure, opened })
     }
 }
