@@ -9,7 +9,7 @@ use support::answer::{Answer, Ending, Gate};
 use support::body::Body;
 use support::certs::Authority;
 use support::names;
-use support::origin::{Origin, fresh_body};
+use support::origin::{Origin, Seen, fresh_body};
 use support::proxy::{Finished, Proxy, Setup, run};
 
 fn at(kind: &str, name: &str) -> String {
@@ -305,6 +305,47 @@ fn a_terminal_has_bars_and_a_line_for_each_image() {
     for part in [&*name, "total", "\u{1b}[", "new 6 blobs, "] {
         assert!(seen.stdout.contains(part), "no {part:?}: {seen:?}");
     }
+}
+
+#[test]
+fn the_user_of_the_proxy_is_told_it_by_its_url() {
+    let origin = Origin::https(names::REGISTRY);
+    serve(&origin);
+    let setup = Setup::new();
+    let users = setup.path("users");
+    // ann's password is `right-2y`.
+    let ann = "ann:$2y$04$abcdefghijklmnopqrstuuchfW6qKGHPmWbpYPB8NwI5L.KjFn0Ti\n";
+    fs::write(&users, ann).expect("the users");
+    let setup = setup.with(json!({ "proxy": { "users": users.to_str().expect("UTF-8") } }));
+    let proxy = setup.start();
+    let image = format!("{}/lab/img:v1", origin.authority());
+    says(&warm(&setup, &proxy, &[&image]), 1, &["the proxy wants a user: name it as http://USER"]);
+    let run = |user: &str| {
+        let url = format!("http://{user}@{}", proxy.address());
+        setup.run(&["warm", "--proxy", &url, &image])
+    };
+    says(&run("ann:wrong"), 1, &["the proxy wants a user"]);
+    says(&run("ann:right-2y"), 0, &["new 6 blobs, "]);
+    let said = |seen: &Seen| seen.field("Proxy-Authorization").is_some();
+    assert!(!origin.seen().iter().any(said), "{:?}", origin.seen());
+}
+
+#[test]
+fn help_manual_and_completions_name_each_option() {
+    let setup = Setup::new();
+    let manual = setup.path("man");
+    fs::create_dir(&manual).expect("a folder");
+    let made = setup.run(&["man", manual.to_str().expect("UTF-8")]);
+    assert_eq!(made.code, Some(0), "{made:?}");
+    let page = fs::read_to_string(manual.join("discobot-proxy-warm.1")).expect("its page");
+    let help = setup.run(&["warm", "--help"]).stdout;
+    let bash = setup.run(&["completions", "bash"]).stdout;
+    for option in ["ca", "platform", "file", "jobs", "proxy"] {
+        assert!(help.contains(&format!("--{option} <")), "{help}");
+        assert!(page.contains(&format!("\\-\\-{option}\\fR")), "{option}: {page}");
+        assert!(bash.contains(&format!("--{option})")), "{option}: {bash}");
+    }
+    assert!(help.contains("credentials that Docker, podman"), "{help}");
 }
 
 #[test]

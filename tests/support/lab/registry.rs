@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
+use std::process::Command;
 
 use super::image::{Image, digest_of};
 use super::{Lab, Program, run};
@@ -11,10 +12,21 @@ use super::{Lab, Program, run};
 pub struct Registry {
     program: Program,
     pub address: SocketAddr,
+    /// Whom alone it serves, as `USER:PASSWORD`.
+    user: Option<String>,
 }
 
 impl Registry {
     pub fn start(lab: &Lab, name: &str, tls: bool) -> Registry {
+        Registry::serve(lab, name, tls, None)
+    }
+
+    /// One with TLS that serves this user alone, by Basic.
+    pub fn private(lab: &Lab, name: &str, user: &str, password: &str) -> Registry {
+        Registry::serve(lab, name, true, Some((user, password)))
+    }
+
+    fn serve(lab: &Lab, name: &str, tls: bool, user: Option<(&str, &str)>) -> Registry {
         let ip = IpAddr::V4(lab.add_host(name));
         let dir = lab.path(name);
         fs::create_dir_all(&dir).unwrap();
@@ -27,8 +39,13 @@ impl Registry {
             http +=
                 &format!(", tls: {{certificate: {0}/srv.crt, key: {0}/srv.key}}", dir.display());
         }
+        let auth = user.map_or_else(String::new, |(user, password)| {
+            let file = dir.join("users");
+            fs::write(&file, run(Command::new("htpasswd").args(["-Bbn", user, password]))).unwrap();
+            format!("auth: {{htpasswd: {{realm: lab, path: {}}}}}\n", file.display())
+        });
         let text = format!(
-            "version: 0.1\nlog: {{level: warn, accesslog: {{disabled: false}}}}\n\
+            "version: 0.1\n{auth}log: {{level: warn, accesslog: {{disabled: false}}}}\n\
              storage: {{filesystem: {{rootdirectory: {}/data}}}}\nhttp: {{{http}}}\n",
             dir.display()
         );
@@ -37,14 +54,23 @@ impl Registry {
         let mut command = lab.command("docker-registry");
         command.arg("serve").arg(&config);
         let program = lab.start_until(name, &mut command, || lab.is_listening(address));
-        Registry { program, address }
+        let user = user.map(|(user, password)| format!("{user}:{password}"));
+        Registry { program, address, user }
     }
 
     /// Puts `image` there as `repository:v1`, digests unchanged.
     pub fn fill(&self, lab: &Lab, image: &Image, repository: &str) {
-        run(lab
-            .command("skopeo")
-            .args(["--insecure-policy", "copy", "--preserve-digests", "--dest-tls-verify=false"])
+        let mut command = lab.command("skopeo");
+        command.args([
+            "--insecure-policy",
+            "copy",
+            "--preserve-digests",
+            "--dest-tls-verify=false",
+        ]);
+        if let Some(user) = &self.user {
+            command.arg("--dest-creds").arg(user);
+        }
+        run(command
             .arg(format!("oci:{}:v1", image.layout.display()))
             .arg(format!("docker://{}/{repository}:v1", self.address)));
     }
