@@ -25,6 +25,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::key::{Algorithm, Digest, Hasher, Key};
 use crate::sys;
+use crate::sys::clock::millis;
 
 /// The first line of a `.meta` file.
 #[derive(Debug, Serialize, Deserialize)]
@@ -321,12 +322,6 @@ impl Disk {
         };
         self.dir.join(folder).join(key.hex())
     }
-}
-
-/// Milliseconds since 1970, 0 for what lies before.
-pub(super) fn millis(time: SystemTime) -> u64 {
-    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Hashes the first `len` bytes of a file, which must have as many.

@@ -10,9 +10,11 @@ use std::time::SystemTime;
 use super::entry::{Body, Entry, HELD_BACK, Phase};
 use super::index::Index;
 use super::janitor::Job;
-use super::{Bounds, Cache, CacheError, Failure, Inner, Reader, lock, now_ms};
+use super::{Bounds, Cache, CacheError, Failure, Inner, Reader};
 use crate::key::{Digest, Hasher};
 use crate::stats::Stats;
+use crate::sys::clock::now_ms;
+use crate::sys::sync::lock;
 
 /// Room set aside at a time, as a body comes: what is only announced pushes nothing out.
 const GROWTH: u64 = 16 * 1024 * 1024;

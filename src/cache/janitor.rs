@@ -9,7 +9,8 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::{Inner, lock};
+use super::Inner;
+use crate::sys::sync::lock;
 
 /// Jobs that may wait.
 const QUEUE_MAX: usize = 4096;

@@ -23,8 +23,8 @@ mod verify;
 use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use thiserror::Error;
 
@@ -42,6 +42,8 @@ pub use self::survey::Held;
 pub use self::verify::{Progress, Report, verify};
 use crate::key::{Algorithm, Hasher, Key};
 use crate::stats::{Event, Stats};
+use crate::sys::clock::now_ms;
+use crate::sys::sync::lock;
 
 /// How often last uses are written to disk: what a killed process forgets of its recency.
 const TOUCH_INTERVAL: Duration = Duration::from_secs(5);
@@ -525,12 +527,4 @@ impl Inner {
         self.removed.store(true, Ordering::Release);
         self.disk.remove(key)
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn now_ms() -> u64 {
-    disk::millis(SystemTime::now())
 }

@@ -4,8 +4,9 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::{Cache, CacheError, Held, Inner, lock};
+use super::{Cache, CacheError, Held, Inner};
 use crate::key::Key;
+use crate::sys::sync::lock;
 
 /// What was removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

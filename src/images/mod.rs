@@ -22,8 +22,8 @@ use std::collections::HashSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::sync::{Mutex, MutexGuard};
+use std::time::{Duration, Instant};
 
 use self::catalogue::{Catalogue, Node};
 pub use self::catalogue::{IMAGE_PARTS_MAX, NAMES_MAX, PARTS_MAX, PINS_MAX};
@@ -32,6 +32,8 @@ pub use self::purge::{NotPurged, Purge, Purged};
 use crate::cache::Cache;
 use crate::key::{Algorithm, Digest, Image, Key, Reference};
 use crate::policy::rights::{MANIFEST_MAX, Manifest};
+use crate::sys::clock::now_ms;
+use crate::sys::sync::lock;
 
 /// Manifests of an index that are read from the cache at most, when nothing is known of them.
 const READ_MAX: usize = 256;
@@ -250,13 +252,4 @@ impl Images {
     fn catalogue(&self) -> MutexGuard<'_, Catalogue> {
         lock(&self.catalogue)
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn now_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

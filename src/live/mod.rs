@@ -31,7 +31,7 @@ mod watch;
 
 use std::fmt;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use thiserror::Error;
 
@@ -40,6 +40,7 @@ use crate::http::Host;
 use crate::net::{Pinned, TlsSetup, client_config};
 use crate::policy::Policy;
 use crate::proxy::{Generation, Users, refuse_own_parent};
+use crate::sys::sync::lock;
 
 /// A configuration with what was made of it.
 pub struct Settings {
@@ -256,8 +257,4 @@ pub fn upstream_tls(config: &Config, policy: &Policy) -> Result<TlsSetup, Config
 
 fn say_refused(error: &ConfigError) {
     tracing::error!(%error, "the configuration stays as it was");
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -26,6 +26,7 @@ use crate::net::{Either, race};
 use crate::policy::rights::RepositoryId;
 use crate::policy::{self, Admission, Reason};
 use crate::stats::{Outcome, Stats};
+use crate::sys::clock::now_ms;
 
 /// Times a request looks up again because the fill it joined ended without a word.
 const LOOKUPS_MAX: usize = 4;
@@ -322,7 +323,7 @@ async fn miss(
     kept.write_to(&mut bytes);
     match lease.begin(bytes, len, digest.clone()).await {
         Ok((fill, reader)) => {
-            let shown = digest.map(|digest| (request.clone(), digest, prove::now_ms()));
+            let shown = digest.map(|digest| (request.clone(), digest, now_ms()));
             monoio::spawn(guarded(store(Rc::clone(worker), recipe, fetched, fill, shown)));
             let Some(seen) = reader.glance() else { return Err(End::Broken) };
             follow(worker, client, request, (reader, &seen, &whole), (Outcome::Miss, why)).await

@@ -12,9 +12,9 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::task::{Poll, Waker};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use super::challenge::{anonymous_token, bearer_challenge};
 use super::drain::guarded;
@@ -31,6 +31,8 @@ use crate::policy::rights::{
 };
 use crate::policy::{self, Injected};
 use crate::stats::Stats;
+use crate::sys::clock::now_ms;
+use crate::sys::sync::lock;
 
 /// Questions one request asks at most before it goes upstream by itself.
 const QUESTIONS_MAX: usize = 3;
@@ -71,7 +73,7 @@ impl Access {
 
     /// Writes down which repositories are public, where that has changed; blocks.
     pub fn save(&self) -> io::Result<()> {
-        let _saving = self.saving.lock().unwrap_or_else(PoisonError::into_inner);
+        let _saving = lock(&self.saving);
         let exported = {
             let mut rights = self.rights();
             if !rights.take_unsaved() {
@@ -90,7 +92,7 @@ impl Access {
     }
 
     fn rights(&self) -> MutexGuard<'_, Rights> {
-        self.rights.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.rights)
     }
 }
 
@@ -415,10 +417,4 @@ impl Drop for Asker<'_> {
         let waiting = self.pending.waiting.take();
         waiting.into_iter().for_each(Waker::wake);
     }
-}
-
-/// Milliseconds since 1970.
-pub fn now_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

@@ -25,6 +25,7 @@ use crate::config::Config;
 use crate::doctor::ask::Asked;
 use crate::doctor::pull;
 use crate::key::{Algorithm, Digest, Hasher, Image, Reference};
+use crate::sys::sync::lock;
 
 /// Attempts at one part.
 const TRIES: u32 = 5;
@@ -317,9 +318,4 @@ fn bar(size: u64, name: String) -> ProgressBar {
     let style = ProgressStyle::with_template("{msg:12} {wide_bar} {bytes}/{total_bytes} {eta}")
         .unwrap_or_else(|_| ProgressStyle::default_bar());
     ProgressBar::new(size).with_style(style).with_message(name)
-}
-
-/// A thread that ended by a bug left whole values all the same.
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }

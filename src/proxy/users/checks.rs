@@ -10,6 +10,7 @@ use std::task::{Poll, Waker};
 
 use super::{Known, Mark};
 use crate::http::Basic;
+use crate::sys::sync::lock;
 
 /// Comparisons at a time: what guessing may cost of the machine.
 const CHECKERS: usize = 2;
@@ -121,8 +122,4 @@ impl Queue {
     fn waiting(&self) -> MutexGuard<'_, VecDeque<Job>> {
         lock(&self.waiting)
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
