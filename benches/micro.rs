@@ -13,7 +13,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use discobot_proxy::cache::{Cache, Filler, Lookup, Options};
+use discobot_proxy::cache::{Bounds, Cache, Filler, Lookup, Options};
 use discobot_proxy::config::Config;
 use discobot_proxy::http::{
     Fields, HeadLimits, Host, Method, Scheme, parse_request, parse_response,
@@ -39,7 +39,7 @@ const RULES: usize = 200;
 
 const HEX: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 
-criterion_group!(benches, heads, keys, lookups, wake, policy);
+criterion_group!(benches, heads, keys, lookups, shrink, wake, policy);
 criterion_main!(benches);
 
 fn heads(c: &mut Criterion) {
@@ -108,6 +108,55 @@ fn lookups(c: &mut Criterion) {
         });
     }
     cache.close();
+}
+
+/// How long lookups wait while all else is evicted at once, as by a much smaller `cache.max_size`:
+/// the longest wait, which no statistics of Criterion's show. Of one whose file is open, and of
+/// ones whose files a helper has to open.
+fn shrink(_: &mut Criterion) {
+    let measured = std::env::args().any(|arg| arg == "--bench");
+    let (entries, pinned) = if measured { (ENTRIES, 64) } else { (1000, 4) };
+    for (what, open) in [("open", pinned), ("closed", 1)] {
+        let dir = tempfile::tempdir().expect("a directory");
+        store(dir.path(), entries);
+        let cache = cache(dir.path(), open);
+        cache.scan().expect("a scan");
+        let keys: Vec<Key> = (0..pinned).map(hot_key).collect();
+        in_runtime(async {
+            for key in &keys {
+                fill(&cache, key).await;
+            }
+        });
+        cache.pin(&keys, &[]);
+        let evictor = thread::spawn({
+            let cache = cache.clone();
+            move || {
+                let begin = Instant::now();
+                cache.set_bounds(Bounds { max_size: pinned, min_free: 0, fills_max: 16 });
+                begin.elapsed()
+            }
+        });
+        let (longest, count) = in_runtime(async {
+            let (mut longest, mut count) = (Duration::ZERO, 0_usize);
+            while !evictor.is_finished() {
+                let begin = Instant::now();
+                let found = cache.lookup(&keys[count % keys.len()], NOBODY).await;
+                longest = longest.max(begin.elapsed());
+                assert!(matches!(found, Ok(Lookup::Hit(_))), "no hit");
+                count += 1;
+            }
+            (longest, count)
+        });
+        let took = evictor.join().expect("the evictor");
+        assert_eq!(cache.sizes().entries as u64, pinned);
+        if measured {
+            println!(
+                "shrink by {entries} entries, {what}: longest of {count} lookups {longest:?}, \
+                 done in {took:?}"
+            );
+        }
+        cache.close();
+    }
 }
 
 /// Makes the files of so many entries, as far as a scan looks at them.

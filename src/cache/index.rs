@@ -33,6 +33,13 @@ pub(super) enum Found {
     Absent,
 }
 
+/// A stored entry that was taken out. Its file is open yet where it was.
+pub(super) struct Evicted {
+    pub key: Key,
+    pub size: u64,
+    pub open: Option<Arc<Entry>>,
+}
+
 /// A stored entry.
 struct Node {
     key: Key,
@@ -183,19 +190,30 @@ impl Index {
         self.reserved = self.reserved.saturating_sub(bytes);
     }
 
-    /// Takes out the least recently used entries until what is stored and set aside is at most
-    /// `max`.
-    pub(super) fn shrink(&mut self, max: u64) -> Vec<Key> {
-        self.evict(self.stored.saturating_add(self.reserved).saturating_sub(max))
+    /// Whether more than `max` bytes are stored and set aside, and anything may go.
+    pub(super) fn is_beyond(&self, max: u64) -> bool {
+        self.excess(max) > 0 && self.oldest != NONE
     }
 
-    /// Takes out the least recently used entries until `excess` bytes are free, or none is left.
-    pub(super) fn evict(&mut self, excess: u64) -> Vec<Key> {
+    /// Takes out the least recently used entries until what is stored and set aside is at most
+    /// `max`, but no more than `count` of them.
+    pub(super) fn shrink(&mut self, max: u64, count: usize) -> Vec<Evicted> {
+        self.evict(self.excess(max), count)
+    }
+
+    /// Takes out the least recently used entries until `excess` bytes are free, none is left, or
+    /// `count` of them are out.
+    pub(super) fn evict(&mut self, excess: u64, count: usize) -> Vec<Evicted> {
         let oldest_first =
             std::iter::successors(Some(self.oldest), |at| self.node(*at).map(|node| node.newer));
         let sizes = oldest_first.map_while(|at| self.node(at).map(|node| (at, node.size)));
-        let chosen = evict::choose(sizes, excess);
-        chosen.into_iter().filter_map(|at| self.take(at)).map(|node| node.key).collect()
+        let chosen = evict::choose(sizes.take(count), excess);
+        let taken = chosen.into_iter().filter_map(|at| self.take(at));
+        taken.map(|Node { key, size, open, .. }| Evicted { key, size, open }).collect()
+    }
+
+    fn excess(&self, max: u64) -> u64 {
+        self.stored.saturating_add(self.reserved).saturating_sub(max)
     }
 
     /// Puts an entry in as the most recently used. Replaces one of the same key.
@@ -277,15 +295,16 @@ impl Index {
         self.take(at).map(|node| node.size)
     }
 
-    /// Takes everything out: keys and sizes in bytes.
-    pub(super) fn clear(&mut self) -> Vec<(Key, u64)> {
-        let keys = self.nodes.drain(..).flatten().map(|node| (node.key, node.size)).collect();
-        self.table.clear();
-        self.vacant.clear();
+    /// Takes everything out: keys and sizes in bytes, which are gone through, and whose files are
+    /// closed, after the lock is given back.
+    pub(super) fn clear(&mut self) -> impl Iterator<Item = (Key, u64)> + use<> {
+        let nodes = std::mem::take(&mut self.nodes);
+        self.table = HashTable::new();
+        self.vacant = Vec::new();
         self.open.clear();
         self.touched.clear();
         (self.newest, self.oldest, self.stored, self.pinned) = (NONE, NONE, 0, 0);
-        keys
+        nodes.into_iter().flatten().map(|node| (node.key, node.size))
     }
 
     /// The entries used since the last call, with the time of their last use.
@@ -465,12 +484,34 @@ mod tests {
         index
     }
 
+    fn keys(evicted: Vec<Evicted>) -> Vec<Key> {
+        evicted.into_iter().map(|evicted| evicted.key).collect()
+    }
+
+    fn shrunk(index: &mut Index, max: u64) -> Vec<Key> {
+        keys(index.shrink(max, usize::MAX))
+    }
+
+    fn evicted(index: &mut Index) -> Vec<Key> {
+        keys(index.evict(u64::MAX, usize::MAX))
+    }
+
+    #[test]
+    fn no_more_go_at_a_time_than_is_wanted() {
+        let mut index = filled(&[(1, 10), (2, 10), (3, 10)]);
+        assert!(index.is_beyond(29) && !index.is_beyond(30));
+        assert_eq!(keys(index.shrink(0, 2)), [key(1), key(2)]);
+        assert_eq!(keys(index.shrink(0, 2)), [key(3)]);
+        index.reserve(1);
+        assert!(!index.is_beyond(0), "nothing may go");
+    }
+
     #[test]
     fn the_least_recently_used_goes_first() {
         let mut index = filled(&[(1, 10), (2, 10), (3, 10)]);
         assert!(matches!(index.lookup(&key(1), 9), Found::Closed));
-        assert_eq!(index.shrink(20), [key(2)]);
-        assert_eq!(index.shrink(0), [key(3), key(1)]);
+        assert_eq!(shrunk(&mut index, 20), [key(2)]);
+        assert_eq!(shrunk(&mut index, 0), [key(3), key(1)]);
         assert_eq!((index.count(), index.stored()), (0, 0));
     }
 
@@ -478,9 +519,9 @@ mod tests {
     fn what_is_set_aside_counts() {
         let mut index = filled(&[(1, 10), (2, 10)]);
         index.reserve(15);
-        assert_eq!(index.shrink(30), [key(1)]);
+        assert_eq!(shrunk(&mut index, 30), [key(1)]);
         index.release(15);
-        assert_eq!(index.shrink(10), []);
+        assert_eq!(shrunk(&mut index, 10), []);
     }
 
     #[test]
@@ -490,7 +531,7 @@ mod tests {
         index.insert_oldest(key(3), 10, 4, 0);
         index.insert_oldest(key(1), 99, 0, 0);
         assert_eq!(index.stored(), 30);
-        assert_eq!(index.shrink(0), [key(3), key(2), key(1)]);
+        assert_eq!(shrunk(&mut index, 0), [key(3), key(2), key(1)]);
     }
 
     #[test]
@@ -539,13 +580,13 @@ mod tests {
         index.insert_oldest(key(4), 10, 1, 0);
         index.lookup(&key(3), 9);
         assert_eq!((index.pinned(), index.stored()), (27, 47));
-        assert_eq!(index.evict(u64::MAX), [key(4), key(2)]);
-        assert_eq!(index.evict(u64::MAX), []);
+        assert_eq!(evicted(&mut index), [key(4), key(2)]);
+        assert_eq!(evicted(&mut index), []);
         index.unpin(&key(3));
         index.unpin(&key(1));
         index.insert(key(1), 4, 10, None);
         assert_eq!((index.pinned(), index.stored()), (7, 21));
-        assert_eq!(index.evict(u64::MAX), [key(3), key(1)]);
+        assert_eq!(evicted(&mut index), [key(3), key(1)]);
         assert_eq!(index.remove(&key(5)), Some(7));
         assert_eq!((index.pinned(), index.stored()), (0, 0));
     }

@@ -16,6 +16,7 @@ mod index;
 mod janitor;
 mod reader;
 mod removal;
+mod room;
 mod running;
 mod survey;
 mod verify;
@@ -182,6 +183,8 @@ struct Inner {
     /// threads only.
     names: Mutex<()>,
     scanning: AtomicBool,
+    /// Held by whoever evicts what is beyond `max_size`. Taken before `names`.
+    shrinking: Mutex<()>,
     /// Leases and fills, those included that are not to be stored any more.
     filling: AtomicUsize,
     /// Whether files were removed since the start: then the scan looks whether what it saw is still
@@ -207,6 +210,7 @@ impl Cache {
             disk,
             names: Mutex::new(()),
             scanning: AtomicBool::new(true),
+            shrinking: Mutex::new(()),
             filling: AtomicUsize::new(0),
             removed: AtomicBool::new(false),
             ailing: AtomicBool::new(false),
@@ -311,7 +315,7 @@ impl Cache {
         Ok(self.help(move || disk::hash(&body.file, algorithm, len)).await??)
     }
 
-    /// Sets other bounds, and evicts what is beyond them; blocks.
+    /// Sets other bounds, and evicts what is beyond them, which holds nobody else up; blocks.
     pub fn set_bounds(&self, bounds: Bounds) {
         *lock(&self.inner.bounds) = bounds;
         self.inner.shrink();
@@ -464,67 +468,5 @@ impl Inner {
                 }
             }
         }
-    }
-
-    /// Evicts until what is stored and set aside is within `max_size`.
-    fn shrink(&self) {
-        let max_size = self.bounds().max_size;
-        let evicted = self.index().shrink(max_size);
-        self.unlink_all(&evicted);
-    }
-
-    fn unlink_all(&self, evicted: &[Key]) {
-        Stats::add(&self.stats.evictions, evicted.len() as u64);
-        for key in evicted {
-            if let Err(error) = self.unlink(key) {
-                tracing::warn!(key = %key.hex(), %error, "evicted entry can't be removed");
-            }
-        }
-    }
-
-    /// Whether `need` bytes would fit beside `min_free` if everything stored went that may. Nothing
-    /// is given up for what would not fit all the same.
-    fn has_room_for(&self, need: u64, bounds: Bounds) -> Result<(), CacheError> {
-        self.fits_beside_pins(need, bounds)?;
-        let wanted = need.saturating_add(bounds.min_free);
-        let may_go = {
-            let index = self.index();
-            index.stored().saturating_sub(index.pinned())
-        };
-        let could_be = self.disk.free()?.saturating_add(may_go);
-        if could_be >= wanted { Ok(()) } else { Err(CacheError::Full) }
-    }
-
-    /// Whether a body of `len` bytes may be stored beside what is pinned.
-    fn fits_beside_pins(&self, len: u64, bounds: Bounds) -> Result<(), CacheError> {
-        let pinned = self.index().pinned();
-        match pinned > 0 && pinned.saturating_add(len) > bounds.max_size {
-            true => Err(CacheError::Pinned),
-            false => Ok(()),
-        }
-    }
-
-    /// Evicts until the file system has `need` bytes beside `min_free`.
-    fn make_room(&self, need: u64, bounds: Bounds) -> Result<(), CacheError> {
-        let wanted = need.saturating_add(bounds.min_free);
-        let free = self.disk.free()?;
-        if free >= wanted {
-            return Ok(());
-        }
-        self.has_room_for(need, bounds)?;
-        let evicted = self.index().evict(wanted - free);
-        self.unlink_all(&evicted);
-        if self.disk.free()? >= wanted { Ok(()) } else { Err(CacheError::Full) }
-    }
-
-    /// Unlinks the files of what was taken out of the index, unless it has been stored again
-    /// since.
-    fn unlink(&self, key: &Key) -> io::Result<()> {
-        let _names = lock(&self.names);
-        if self.index().contains(key) {
-            return Ok(());
-        }
-        self.removed.store(true, Ordering::Release);
-        self.disk.remove(key)
     }
 }

@@ -4,6 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use super::room::Turns;
 use super::{Cache, CacheError, Held, Inner};
 use crate::key::Key;
 use crate::sys::sync::lock;
@@ -39,7 +40,9 @@ impl Cache {
         may_go: impl Fn(Held) -> bool,
     ) -> Result<Removed, CacheError> {
         let mut removal = Removal::default();
+        let mut turns = Turns::default();
         for key in keys {
+            turns.one_more();
             match self.inner.remove(key, &may_go) {
                 Ok(Some(size)) => removal.note(key, size, Ok(())),
                 Ok(None) => {}
@@ -100,8 +103,10 @@ impl Inner {
                 .scan(|seen| removal.note(&seen.key, seen.size, self.disk.remove(&seen.key)))?;
         } else {
             drop(names);
+            let mut turns = Turns::default();
             for (key, size) in keys {
                 removal.note(&key, size, self.unlink(&key));
+                turns.one_more();
             }
         }
         removal.end()
