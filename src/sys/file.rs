@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Room on a file system, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,10 +67,12 @@ fn is_cached(file: BorrowedFd<'_>, offset: u64, len: usize) -> bool {
     let page = page_size() as u64;
     let (range, mut counts) = ([offset, len as u64], [0_u64; 5]);
     let (fd, none) = (file.as_raw_fd(), 0_u32);
-    // SAFETY: `range` is a `struct cachestat_range`, two numbers of 64 bits; `counts` a `struct
-    // cachestat`, five of them, and writable.
-    let code = unsafe { libc::syscall(CACHESTAT, fd, range.as_ptr(), counts.as_mut_ptr(), none) };
-    if code != 0 || counts[0] < last / page - offset / page + 1 {
+    let ask = || {
+        // SAFETY: `range` is a `struct cachestat_range`, two numbers of 64 bits; `counts` a `struct
+        // cachestat`, five of them, and writable.
+        unsafe { libc::syscall(CACHESTAT, fd, range.as_ptr(), counts.as_mut_ptr(), none) }
+    };
+    if !answers(&HAS_CACHESTAT, ask) || counts[0] < last / page - offset / page + 1 {
         return false;
     }
     // It counts pages that are only on their way, too. They come in order: the last one tells.
@@ -78,6 +81,22 @@ fn is_cached(file: BorrowedFd<'_>, offset: u64, len: usize) -> bool {
     let Ok(last) = libc::off_t::try_from(last) else { return false };
     // SAFETY: one writable byte is where `part` says it is.
     unsafe { libc::preadv2(fd, &raw const part, 1, last, libc::RWF_NOWAIT) == 1 }
+}
+
+/// Until the kernel has said that it has no such call: it is not asked again for every stretch of a
+/// body.
+static HAS_CACHESTAT: AtomicBool = AtomicBool::new(true);
+
+/// Whether a call answers 0. One that the kernel does not have (ENOSYS) is not made again.
+fn answers(known: &AtomicBool, call: impl FnOnce() -> libc::c_long) -> bool {
+    if !known.load(Ordering::Relaxed) {
+        return false;
+    }
+    let done = call() == 0;
+    if !done && io::Error::last_os_error().raw_os_error() == Some(libc::ENOSYS) {
+        known.store(false, Ordering::Relaxed);
+    }
+    done
 }
 
 /// By `mincore`, of a mapping made for that.
@@ -150,6 +169,29 @@ mod tests {
         assert!(is_resident(file.as_fd(), u64::MAX, 1).is_err());
         let (socket, _) = UnixStream::pair().unwrap();
         assert!(is_resident(socket.as_fd(), 0, 1).is_err());
+    }
+
+    #[test]
+    fn what_the_kernel_does_not_have_is_asked_for_once() {
+        /// Of no call, on any architecture.
+        const NONE: libc::c_long = 100_000;
+        let (known, mut calls) = (AtomicBool::new(true), 0);
+        for _ in 0..3 {
+            let ask = || {
+                calls += 1;
+                // SAFETY: a call that does not exist does nothing.
+                unsafe { libc::syscall(NONE) }
+            };
+            assert!(!answers(&known, ask));
+        }
+        assert_eq!(calls, 1);
+        // An error of another kind is this file's, and no word on the next one.
+        let known = AtomicBool::new(true);
+        for _ in 0..3 {
+            // SAFETY: closes what is no descriptor.
+            assert!(!answers(&known, || unsafe { libc::close(-1) }.into()));
+        }
+        assert!(answers(&known, || 0));
     }
 
     #[test]
