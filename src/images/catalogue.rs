@@ -83,13 +83,23 @@ impl Catalogue {
         is_new
     }
 
-    /// Takes in what a manifest is made of.
+    /// Takes in what a manifest is made of, unless there is no room for it beside what is pinned.
     pub fn learn(&mut self, digest: Digest, node: Node) {
         self.parts += 1 + node.parts.len();
-        if let Some(old) = self.manifests.insert(digest, Arc::new(node)) {
+        if let Some(old) = self.manifests.insert(digest.clone(), Arc::new(node)) {
             self.parts -= 1 + old.parts.len();
         }
         while self.parts > PARTS_MAX && self.forget_oldest() {}
+        if self.parts > PARTS_MAX
+            && let Some(node) = self.manifests.remove(&digest)
+        {
+            self.parts -= 1 + node.parts.len();
+        }
+    }
+
+    /// Whether so many parts of an image are known that no further one would be looked at.
+    pub fn is_full(&self, digest: &Digest) -> bool {
+        self.parts_of(digest, &HashSet::new()).len() >= IMAGE_PARTS_MAX
     }
 
     /// Whether it is known what a manifest is made of.

@@ -17,6 +17,8 @@ mod catalogue;
 mod file;
 mod list;
 mod purge;
+#[cfg(test)]
+mod tests;
 
 use std::collections::HashSet;
 use std::io;
@@ -158,16 +160,19 @@ impl Images {
 
     /// Finds out what a manifest is made of, and those below it: from `body`, else from the cache.
     /// Whether something was.
-    fn learn(&self, digest: &Digest, body: Option<Vec<u8>>) -> bool {
+    fn learn(&self, image: &Digest, body: Option<Vec<u8>>) -> bool {
         let mut body = body;
         let mut learnt = false;
-        let mut next = vec![digest.clone()];
+        let mut next = vec![image.clone()];
         let mut left = READ_MAX;
         while let Some(digest) = next.pop()
             && left > 0
         {
             left -= 1;
             if !self.catalogue().knows(&digest) {
+                if self.catalogue().is_full(image) {
+                    break;
+                }
                 let stored = || self.cache.read(&Key::Digest(digest.clone()), MANIFEST_MAX as u64);
                 let Some(body) = body.take().or_else(|| stored().ok()) else { continue };
                 if Digest::of(digest.algorithm(), &body) != digest {
