@@ -90,6 +90,29 @@ fn setup() -> Setup {
 }
 
 #[test]
+fn a_body_broken_off_after_a_redirect_is_the_fault_of_whoever_sent_it() {
+    let setup = setup();
+    let proxy = setup.start();
+    let registry = Registry::https();
+    // The one is stored, the other passes.
+    let passed = ("Cache-Control", "no-store");
+    for (times, field) in [("X-Kind", "stored"), passed].into_iter().enumerate() {
+        let body = fresh_body(90_000);
+        let cut = Answer::ok(&body).with(field.0, field.1).ends_at(50_000, Ending::Cut);
+        let path = registry.blob_as("lab/img", &body, cut);
+        proxy.client(&registry.main).get(&path);
+        let series =
+            format!("discobot_upstream_errors_total{{host=\"{}\",error=\"closed\"}}", names::CDN);
+        wait_until("the fault of the second host", || {
+            (value(&metrics(&proxy), &series) == Some((times + 1) as f64)).then_some(())
+        });
+    }
+    let text = metrics(&proxy);
+    let first = format!("discobot_upstream_errors_total{{host=\"{}\"", names::REGISTRY);
+    assert!(!text.contains(&first), "{text}");
+}
+
+#[test]
 fn the_figures_are_those_of_the_requests() {
     let setup = setup();
     let proxy = setup.start();

@@ -14,7 +14,8 @@ use super::upload::{Fault, Upload, trailers, write_piece};
 use super::{Worker, prove};
 use crate::cache::HELD_BACK;
 use crate::http::{
-    Fields, Framing, Malformed, RequestHead, ResponseHead, Version, last_chunk, response_framing,
+    Fields, Framing, Host, Malformed, RequestHead, ResponseHead, Version, last_chunk,
+    response_framing,
 };
 use crate::key::{Digest, Hasher};
 use crate::net::{BodyReader, Conn, NetError, relay};
@@ -53,7 +54,13 @@ pub async fn relay_answer(
     let whole = fetched.head.status == 200 && !fetched.head.fields.contains("content-encoding");
     let proof = digest.filter(|_| whole).map(Proof::new);
     client.record.from(&fetched.url.host);
-    let relay = Relay::new(worker, client, request, (&fetched.head, fetched.framing), true);
+    let relay = Relay::new(
+        worker,
+        client,
+        request,
+        (&fetched.url.host, &fetched.head, fetched.framing),
+        true,
+    );
     relay.send(&fetched.conn, proof).await?;
     let keep = relay.keep;
     fetched.recycle(worker);
@@ -206,7 +213,7 @@ async fn answer(
     upload: &mut Upload<'_>,
 ) -> Result<(), End> {
     let goes_on = upload.is_whole() || (200..300).contains(&head.status);
-    let relay = Relay::new(worker, client, request, (head, framing), goes_on);
+    let relay = Relay::new(worker, client, request, (&request.url.host, head, framing), goes_on);
     let sending = relay.send(upstream, None);
     if goes_on {
         upload.beside(sending).await.unwrap_or(Err(End::Broken))?;
@@ -227,6 +234,8 @@ struct Relay<'a> {
     worker: &'a Worker,
     client: &'a Client,
     request: &'a Request,
+    /// Whose answer it is.
+    sender: &'a Host,
     head: &'a ResponseHead,
     /// Of its body as it comes.
     framing: Framing,
@@ -242,13 +251,13 @@ impl<'a> Relay<'a> {
         worker: &'a Worker,
         client: &'a Client,
         request: &'a Request,
-        (head, framing): (&'a ResponseHead, Framing),
+        (sender, head, framing): (&'a Host, &'a ResponseHead, Framing),
         goes_on: bool,
     ) -> Relay<'a> {
         let lengthless = matches!(framing, Framing::Chunked | Framing::UntilClose);
         let chunked = lengthless && request.head.version == Version::Http11;
         let keep = request.keep_alive && goes_on && (chunked || !lengthless);
-        Relay { worker, client, request, head, framing, chunked, keep }
+        Relay { worker, client, request, sender, head, framing, chunked, keep }
     }
 
     fn head(&self) -> Vec<u8> {
@@ -283,6 +292,7 @@ impl<'a> Relay<'a> {
             worker,
             client,
             request,
+            sender: self.sender,
             chunked,
             skip: 0,
             left: None,
@@ -303,6 +313,8 @@ pub struct Down<'a> {
     pub client: &'a Client,
     /// What was asked, for the log.
     pub request: &'a Request,
+    /// Who sends it, at the end of all redirects.
+    pub sender: &'a Host,
     /// Whether the client gets chunks.
     pub chunked: bool,
     /// Bytes at the start the client has already.
@@ -329,7 +341,7 @@ impl Down<'_> {
             let got = match body.read(from, &mut buf, CHUNK).await {
                 Ok(got) => got as u64,
                 Err(error) => {
-                    self.worker.note_error(&self.request.url.host, &error);
+                    self.worker.note_error(self.sender, &error);
                     return Err(self.broken(&error));
                 }
             };

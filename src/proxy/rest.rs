@@ -61,7 +61,8 @@ pub async fn pass_rest(
     };
     let mut from = BodyReader::new(fetched.framing);
     let left = end.map(|end| end - at);
-    Down { worker, client, request, chunked, skip, left, proof, lesson: None }
+    let sender = &fetched.url.host;
+    Down { worker, client, request, sender, chunked, skip, left, proof, lesson: None }
         .copy(&fetched.conn, &fetched.head.fields, &mut from)
         .await?;
     if from.is_done() {
