@@ -128,6 +128,28 @@ fn the_token_is_the_configurations_or_the_environments() {
 }
 
 #[test]
+fn the_configurations_token_goes_to_its_own_admin_port_and_this_machine_alone() {
+    let mut setup = Setup::new().with(json!({ "proxy": { "api_token": "s3cret-token" } }));
+    let proxy = setup.start();
+    let config = setup.write_config().display().to_string();
+    // It leads here, and by its looks it could be anybody's.
+    let port = proxy.admin_address().port();
+    let elsewhere = format!("http://0.0.0.0:{port}");
+    let command = ["stats", "--config", &config, "--admin", &elsewhere];
+    fails(&setup.run(&command), 1, "is not sent to other machines: set API_TOKEN");
+    let given = Setup::new().env("API_TOKEN", "s3cret-token");
+    said(&given.run(&["stats", "--admin", &elsewhere]));
+    for admin in ["127.0.0.1", "localhost"] {
+        let admin = format!("http://{admin}:{port}");
+        said(&setup.run(&["stats", "--config", &config, "--admin", &admin]));
+    }
+    // Where it is the address of the configuration, whatever it looks like.
+    setup.set(json!({ "proxy": { "api_port": port, "api_hosts": ["0.0.0.0"] } }));
+    setup.write_config();
+    said(&setup.run(&command));
+}
+
+#[test]
 fn images_are_listed_and_purged() {
     let setup = Setup::new();
     let origin = Origin::http(names::REGISTRY);

@@ -82,7 +82,7 @@ pub enum Command {
 #[derive(Debug, Args)]
 pub struct To {
     /// The admin port; else the configuration's. The token is API_TOKEN's, else the
-    /// configuration's.
+    /// configuration's, which goes to its own admin port and to this machine alone.
     #[arg(long, value_name = "URL")]
     admin: Option<String>,
 }
@@ -182,6 +182,8 @@ struct Admin {
     at: Proxy,
     /// The whole line, or nothing.
     token: String,
+    /// Whether there is a token in the configuration that is not this one's.
+    withheld: bool,
 }
 
 impl Admin {
@@ -192,13 +194,14 @@ impl Admin {
                 .ok_or_else(|| Failure::Usage("--admin wants http://HOST:PORT".to_owned()))?,
         };
         let given = std::env::var("API_TOKEN").ok().filter(|token| !token.is_empty());
-        let token =
-            given.as_deref().or(config.proxy.api_token.as_ref().map(|token| token.expose()));
+        let known = config.proxy.api_token.as_ref().map(|token| token.expose());
+        let withheld = known.is_some() && given.is_none() && !is_for(config, &at);
+        let token = given.as_deref().or(known.filter(|_| !withheld));
         if token.is_some_and(|token| !token.bytes().all(|byte| byte.is_ascii_graphic())) {
             return Err(Failure::Usage("API_TOKEN is visible ASCII without blanks".to_owned()));
         }
         let line = |token| format!("Authorization: Bearer {token}\r\n");
-        Ok(Admin { at, token: token.map(line).unwrap_or_default() })
+        Ok(Admin { at, token: token.map(line).unwrap_or_default(), withheld })
     }
 
     fn ask(&self, method: &str, path: &str) -> Result<Value, Failure> {
@@ -212,6 +215,10 @@ impl Admin {
         let body: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
         match answer.status() {
             200..=299 if body.is_object() => Ok(body),
+            401 if self.withheld => Err(Failure::Failed(format!(
+                "{at} wants a token, and proxy.api_token of the configuration is not sent to \
+                 other machines: set API_TOKEN to the one that is wanted there"
+            ))),
             401 => Err(Failure::Failed(format!(
                 "{at} wants the token: set API_TOKEN to its proxy.api_token"
             ))),
@@ -222,6 +229,17 @@ impl Admin {
             }
         }
     }
+}
+
+/// Whether the configuration's token is for this place: its own admin port, under any of the names
+/// that has, or this machine. Anybody else who is named by mistake, or by somebody's script, would
+/// have it for good.
+fn is_for(config: &Config, at: &Proxy) -> bool {
+    let (proxy, authority) = (&config.proxy, at.authority());
+    let named = |name: &String| format!("{name}:{}", proxy.api_port) == authority;
+    at.is_this_machine()
+        || own_admin(config).is_ok_and(|own| own.authority() == authority)
+        || proxy.api_hosts.iter().any(named)
 }
 
 fn stats(

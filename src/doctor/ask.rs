@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io::{Chain, Cursor, Read, Write};
-use std::net::{TcpStream, ToSocketAddrs};
+use std::net::{IpAddr, TcpStream, ToSocketAddrs};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -65,6 +65,12 @@ impl Proxy {
     /// Its address as clients are told of it.
     pub fn authority(&self) -> String {
         self.0.authority()
+    }
+
+    /// Whether it is named by an address, or the name, that is always this machine.
+    pub fn is_this_machine(&self) -> bool {
+        let ip = self.0.host.parse::<IpAddr>();
+        ip.map_or(self.0.host == "localhost", |ip| ip.to_canonical().is_loopback())
     }
 
     /// One of its own pages.
