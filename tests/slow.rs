@@ -332,3 +332,28 @@ fn descriptors_and_memory_of_clients_that_vanish_return() {
     // The first one grows what is kept for good: the allocator's pages, the pools, the tables.
     assert!(sizes[3] <= sizes[1] + 1024, "{sizes:?} KiB after each storm");
 }
+
+#[test]
+fn an_unread_fill_that_drips_gives_its_place_back() {
+    let keys = json!({ "upstream": { "read_timeout": "1s" }, "limits": { "max_fills": 1 } });
+    let setup = Setup::new().with(keys);
+    let proxy = setup.start();
+    let origin = Origin::http(names::REGISTRY);
+    let pause = Duration::from_millis(50);
+    let (endless, late) = (fresh_body(2_000_000), fresh_body(300_000));
+    let path = blob_path("lab/img", &endless);
+    origin.get(&path, Answer::ok(&endless).drips_from(1_000_000, pause));
+    let mut client = proxy.client(&origin);
+    let mut transfer = client.begin(&origin.url(&path));
+    transfer.read_to(&mut client, 100_000);
+    drop(client);
+    proxy.wait_stat("fills", 0);
+    assert_eq!((proxy.stat("errors"), proxy.stat("stores")), (1, 0));
+    // For a client that waits, twice as long as that, every byte is fetched.
+    let path = blob_path("lab/img", &late);
+    origin.get(&path, Answer::ok(&late).drips_from(late.len() - 50, pause));
+    proxy.get(&origin, &path).assert_is(&late);
+    proxy.wait_stat("stores", 1);
+    let output = proxy.stop();
+    assert!(output.contains("sends too slowly for a body that nobody reads"), "{output}");
+}

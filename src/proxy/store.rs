@@ -24,8 +24,14 @@ const PAUSE: Duration = Duration::from_millis(200);
 /// The longest such wait.
 const PAUSE_MAX: Duration = Duration::from_secs(5);
 
+/// What upstream has to send of a body that nobody reads any more, in bytes a second over
+/// `upstream.read_timeout`: one that sends less would keep one of `limits.max_fills` places for
+/// hours with a single layer, and for ever with a body without an end.
+const UNREAD_RATE_MIN: u64 = 8 * 1024;
+
 /// Fills an entry from the answer in hand, to the end, whether anybody reads it or not; but where
-/// nobody does it is not resumed once upstream was silent for `upstream.read_timeout`.
+/// nobody does it is not resumed once upstream was silent for `upstream.read_timeout`, and given up
+/// where it sends less than [`UNREAD_RATE_MIN`] for so long.
 ///
 /// `shown`: the request it is for, the digest it will have proven, where there is one, and when
 /// upstream answered.
@@ -80,9 +86,9 @@ async fn run(
     let validator = strong_etag(&fetched.head.fields);
     let mut skip = 0;
     let mut retries = 0;
-    let mut heard = Instant::now();
+    let mut pace = Pace::from(Instant::now());
     loop {
-        let error = match pour(worker, &mut fetched, &mut fill, skip, &mut heard).await {
+        let error = match pour(worker, &mut fetched, &mut fill, skip, &mut pace).await {
             Ok(()) => {
                 fetched.recycle(worker);
                 return fill.commit().await;
@@ -96,7 +102,7 @@ async fn run(
         drop(fetched);
         let mut why = error.to_string();
         (fetched, skip) = loop {
-            let silent = heard.elapsed() >= worker.limits.read_timeout;
+            let silent = pace.heard.elapsed() >= worker.limits.read_timeout;
             if retries >= worker.limits.retries || silent && fill.is_unfollowed() {
                 return Err(fill.fail(Failure::Source(why.into())));
             }
@@ -121,20 +127,56 @@ enum Broken {
     Sink(Failure),
 }
 
-/// Appends the whole body but for its first `skip` bytes. `heard`: when the last of it came.
+/// How upstream's bytes come.
+struct Pace {
+    /// When the last of them came.
+    heard: Instant,
+    /// Since when so many came with nobody to read them.
+    unread: (Instant, u64),
+}
+
+impl Pace {
+    fn from(now: Instant) -> Pace {
+        Pace { heard: now, unread: (now, 0) }
+    }
+
+    /// So many more have come. Whether they come too slowly, for the last `window`, for a fill that
+    /// nobody reads: once in a window it is said, and counted anew.
+    fn falls_short(&mut self, now: Instant, got: u64, is_read: bool, window: Duration) -> bool {
+        self.heard = now;
+        if is_read {
+            self.unread = (now, 0);
+            return false;
+        }
+        let (since, bytes) = (self.unread.0, self.unread.1.saturating_add(got));
+        self.unread.1 = bytes;
+        let took = now.saturating_duration_since(since);
+        if took < window {
+            return false;
+        }
+        self.unread = (now, 0);
+        u128::from(bytes) * 1000 < u128::from(UNREAD_RATE_MIN) * took.as_millis()
+    }
+}
+
+/// Appends the whole body but for its first `skip` bytes.
 async fn pour(
     worker: &Worker,
     fetched: &mut Fetched,
     fill: &mut Fill,
     mut skip: u64,
-    heard: &mut Instant,
+    pace: &mut Pace,
 ) -> Result<(), Broken> {
     let mut body = BodyReader::new(fetched.framing);
     let mut buf = Vec::with_capacity(CHUNK);
     while !body.is_done() {
         let got = body.read(&fetched.conn, &mut buf, CHUNK).await.map_err(Broken::Source)?;
-        *heard = Instant::now();
         Stats::add(&worker.stats.bytes_from_upstream, got as u64);
+        let is_read = !fill.is_unfollowed();
+        if pace.falls_short(Instant::now(), got as u64, is_read, worker.limits.read_timeout) {
+            let why = "upstream sends too slowly for a body that nobody reads any more";
+            return Err(Broken::Sink(Failure::Source(why.into())));
+        }
         let skipped = skip.min(buf.len() as u64);
         skip -= skipped;
         // `skipped` is at most the buffer's length.
@@ -221,4 +263,41 @@ fn is_same(fields: &Fields, etag: Option<Option<&str>>) -> bool {
 /// An ETag that says the bytes are the same (RFC 9110, section 8.8.1).
 pub fn strong_etag(fields: &Fields) -> Option<Arc<str>> {
     fields.get_str("etag").filter(|etag| !etag.starts_with("W/")).map(Arc::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WINDOW: Duration = Duration::from_secs(60);
+
+    /// Whether a fill is given up by the end of so many seconds, with so many bytes in each.
+    fn given_up(seconds: u64, bytes: u64, is_read: impl Fn(u64) -> bool) -> bool {
+        let begin = Instant::now();
+        let mut pace = Pace::from(begin);
+        let at = |second| begin + Duration::from_secs(second);
+        let mut short = |second| pace.falls_short(at(second), bytes, is_read(second), WINDOW);
+        (1..=seconds).any(short)
+    }
+
+    #[test]
+    fn a_fill_that_nobody_reads_has_to_come_on() {
+        let (never, always) = (|_| false, |_| true);
+        assert!(given_up(60, UNREAD_RATE_MIN - 1, never));
+        assert!(!given_up(59, 0, never), "before the window's end");
+        assert!(!given_up(3600, UNREAD_RATE_MIN, never));
+        assert!(!given_up(3600, 1, always), "its client waits for each byte");
+        // It counts from when the last client left, and who comes back takes it up again.
+        assert!(!given_up(159, 1, |second| second <= 100));
+        assert!(given_up(160, 1, |second| second <= 100));
+        assert!(!given_up(3600, 1, |second| second % 50 == 0));
+    }
+
+    #[test]
+    fn one_good_window_does_not_pay_for_the_next() {
+        let begin = Instant::now();
+        let mut pace = Pace::from(begin);
+        assert!(!pace.falls_short(begin + WINDOW, 1 << 30, false, WINDOW));
+        assert!(pace.falls_short(begin + 2 * WINDOW, 1, false, WINDOW));
+    }
 }

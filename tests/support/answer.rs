@@ -2,7 +2,7 @@
 //! with it. Built by chaining; the plain cases read as prose, the faults are each one call.
 
 use std::sync::{Arc, Condvar, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::DEADLINE;
 use super::body::Body;
@@ -84,6 +84,7 @@ pub struct Answer {
     pub(super) corrupt: Option<u64>,
     pub(super) head_gate: Option<Gate>,
     pub(super) gates: Vec<(u64, Gate)>,
+    pub(super) drip: Option<(u64, Duration)>,
     pub(super) ranges: bool,
     pub(super) refuse_authorization: bool,
     pub(super) wants: Option<(String, String)>,
@@ -112,6 +113,7 @@ impl Answer {
             corrupt: None,
             head_gate: None,
             gates: Vec::new(),
+            drip: None,
             ranges: false,
             refuse_authorization: false,
             wants: None,
@@ -217,6 +219,12 @@ impl Answer {
     pub fn gate_at(mut self, at: u64, gate: &Gate) -> Answer {
         self.gates.push((at, gate.clone()));
         self.gates.sort_by_key(|(at, _)| *at);
+        self
+    }
+
+    /// Sends a byte at a time from `at` on, and pauses after each.
+    pub fn drips_from(mut self, at: u64, pause: Duration) -> Answer {
+        self.drip = Some((at, pause));
         self
     }
 

@@ -439,6 +439,14 @@ fn send_body(wire: &mut Wire, answer: &Answer, from: u64, to: u64) -> io::Result
         let mut stop = to.min(at + buffer.len() as u64);
         stop = gates.peek().map_or(stop, |(gate, _)| stop.min(*gate));
         stop = answer.end.map_or(stop, |(end, _)| stop.min(end));
+        match answer.drip {
+            Some((from, _)) if at < from => stop = stop.min(from),
+            Some((_, pause)) => {
+                std::thread::sleep(pause);
+                stop = at + 1;
+            }
+            None => {}
+        }
         let piece = &mut buffer[..(stop - at) as usize];
         answer.body.read_at(at, piece);
         if let Some(bad) = answer.corrupt.filter(|bad| (at..stop).contains(bad)) {
