@@ -185,21 +185,29 @@ fn hex_digits(byte: &u8) -> [u8; 2] {
     [DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]]
 }
 
+/// What a hexadecimal digit stands for; 255 for every other byte.
+const NIBBLES: [u8; 256] = {
+    let mut nibbles = [u8::MAX; 256];
+    let mut digit = 0;
+    while digit < 16 {
+        nibbles[b"0123456789abcdef"[digit] as usize] = digit as u8;
+        digit += 1;
+    }
+    nibbles
+};
+
 fn unhex(text: &str, out: &mut [u8]) -> bool {
     let text = text.as_bytes();
     if text.len() != out.len() * 2 {
         return false;
     }
-    let nibble = |byte: u8| match byte {
-        b'0'..=b'9' => Some(byte - b'0'),
-        b'a'..=b'f' => Some(byte - b'a' + 10),
-        _ => None,
-    };
+    let mut all = 0;
     for (slot, pair) in out.iter_mut().zip(text.chunks_exact(2)) {
-        let (Some(high), Some(low)) = (nibble(pair[0]), nibble(pair[1])) else { return false };
+        let (high, low) = (NIBBLES[usize::from(pair[0])], NIBBLES[usize::from(pair[1])]);
+        all |= high | low;
         *slot = high << 4 | low;
     }
-    true
+    all < 16
 }
 
 #[cfg(test)]

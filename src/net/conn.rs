@@ -161,7 +161,7 @@ impl Conn {
     /// there yet, as a rule: a read that is tried first would be in vain.
     pub async fn stirs_within(&self, idle: Duration) -> Result<(), NetError> {
         if self.unused() == 0 && !self.has_ended() {
-            return self.until_readable(Instant::now(), idle, NEXT).await;
+            return self.until_readable(None, idle, NEXT).await;
         }
         // Whoever sends many requests at once waits for others between them.
         self.take_turns().await;
@@ -181,7 +181,7 @@ impl Conn {
         idle: Duration,
         whole: Duration,
     ) -> Result<Option<RequestHead>, NetError> {
-        if self.unused() == 0 && self.more_within(Instant::now(), idle, NEXT).await? == 0 {
+        if self.unused() == 0 && self.more_within(None, idle, NEXT).await? == 0 {
             return Ok(None);
         }
         let parse = |buf: &[u8]| parse_request(buf, limits);
@@ -216,7 +216,7 @@ impl Conn {
                 return Err(NetError::Closed);
             }
             let begun = *begun.get_or_insert_with(Instant::now);
-            ended = self.more_within(begun, limit, what).await? == 0;
+            ended = self.more_within(Some(begun), limit, what).await? == 0;
         }
     }
 
@@ -237,7 +237,7 @@ impl Conn {
 
     /// Reads at least one more byte for [`Conn::peek`]; 0 at the end of the stream.
     pub async fn more(&self) -> Result<usize, NetError> {
-        self.more_within(Instant::now(), self.patience.get(), "the next byte").await
+        self.more_within(None, self.patience.get(), "the next byte").await
     }
 
     /// Appends to `out` what was read already, or else what the peer sends next, at most `max`
@@ -253,7 +253,7 @@ impl Conn {
                 return Ok(len);
             }
         }
-        let (before, begun, limit) = (out.len(), Instant::now(), self.patience.get());
+        let (before, mut begun, limit) = (out.len(), None, self.patience.get());
         loop {
             match self.receive(out, max) {
                 Ok(got) if got > max => {
@@ -263,7 +263,8 @@ impl Conn {
                 }
                 Ok(got) => return Ok(got),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.until_readable(begun, limit, "the next byte").await?;
+                    let since = Some(*begun.get_or_insert_with(Instant::now));
+                    Box::pin(self.until_readable(since, limit, "the next byte")).await?;
                 }
                 Err(error) => return Err(Box::pin(self.read_failed(error)).await),
             }
@@ -348,7 +349,7 @@ impl Conn {
             io::ErrorKind::Interrupted => Ok(()),
             io::ErrorKind::WouldBlock => {
                 let limit = self.patience.get();
-                let waited = monoio::time::timeout(limit, self.writable()).await;
+                let waited = Box::pin(monoio::time::timeout(limit, self.writable())).await;
                 self.overdue.set(waited.is_err());
                 match waited {
                     Ok(result) => Ok(result?),
@@ -416,10 +417,10 @@ impl Conn {
         }
     }
 
-    /// Reads more, `limit` from `begun` on; 0 at the end of the stream.
+    /// Reads more, `limit` from `begun` (else from now) on; 0 at the end of the stream.
     async fn more_within(
         &self,
-        begun: Instant,
+        mut begun: Option<Instant>,
         limit: Duration,
         what: &'static str,
     ) -> Result<usize, NetError> {
@@ -428,7 +429,8 @@ impl Conn {
             match self.receive_more() {
                 Ok(got) => return Ok(got),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.until_readable(begun, limit, what).await?;
+                    let since = Some(*begun.get_or_insert_with(Instant::now));
+                    Box::pin(self.until_readable(since, limit, what)).await?;
                 }
                 Err(error) => return Err(Box::pin(self.read_failed(error)).await),
             }
@@ -441,8 +443,7 @@ impl Conn {
             let mut rx = self.rx.borrow_mut();
             (std::mem::take(&mut rx.buf), std::mem::take(&mut rx.start))
         };
-        // What was used goes first: a client that always has half a request under way must not
-        // make us keep all it ever sent.
+        // What was used goes first, or a client with half a request always under way made it grow.
         buf.drain(..start);
         if buf.capacity() == 0 {
             buf = rx::spare();
@@ -457,8 +458,7 @@ impl Conn {
         got
     }
 
-    /// A peer that always has more must not keep the core to itself: reads are tried before they
-    /// are waited for, and would never wait.
+    /// A peer that always has more must not keep the core: reads are tried, then waited for.
     async fn take_turns(&self) {
         let turn = self.turn.get() + 1;
         self.turn.set(turn % READS_PER_TURN);
@@ -467,15 +467,15 @@ impl Conn {
         }
     }
 
-    /// Waits until there may be more to read, `limit` from `begun` on: what TLS is told between two
-    /// bytes is no progress, and does not hold up others on this core.
+    /// Waits until there may be more to read, `limit` from `begun` (or now) on: what TLS is told
+    /// between two bytes is no progress. A timer is large; waits are boxed within a request.
     async fn until_readable(
         &self,
-        begun: Instant,
+        begun: Option<Instant>,
         limit: Duration,
         what: &'static str,
     ) -> Result<(), NetError> {
-        let left = limit.saturating_sub(begun.elapsed());
+        let left = begun.map_or(limit, |begun| limit.saturating_sub(begun.elapsed()));
         let waited = monoio::time::timeout(left, self.io.readable(false)).await;
         self.overdue.set(waited.is_err());
         match waited {

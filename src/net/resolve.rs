@@ -212,7 +212,7 @@ impl Shared {
             if left.is_zero() {
                 return wait.lookup.answer().map(|answer| answer.found);
             }
-            match monoio::time::timeout(left.min(self.limits.slow), &mut wait).await {
+            match Box::pin(monoio::time::timeout(left.min(self.limits.slow), &mut wait)).await {
                 Ok(found) => return Some(found),
                 Err(_) => self.staff(&mut self.lock()),
             }

@@ -75,7 +75,7 @@ pub async fn bring_in(conn: &Conn, file: &File, from: u64, to: u64) -> Result<()
             return Err(overdue());
         }
         let Some(place) = Place::take() else {
-            monoio::time::sleep(BUSY).await;
+            Box::pin(monoio::time::sleep(BUSY)).await;
             continue;
         };
         let Ok(file) = file.try_clone() else { return Ok(()) };
@@ -83,12 +83,12 @@ pub async fn bring_in(conn: &Conn, file: &File, from: u64, to: u64) -> Result<()
             read_through(&file, from, to);
             drop(place);
         });
-        match monoio::time::timeout(patience, read).await {
+        match Box::pin(monoio::time::timeout(patience, read)).await {
             // Once is enough: there are file systems that keep it elsewhere, and machines with no
             // memory to spare.
             Ok(Ok(())) => return Ok(()),
             // All helpers are busy.
-            Ok(Err(_)) => monoio::time::sleep(BUSY).await,
+            Ok(Err(_)) => Box::pin(monoio::time::sleep(BUSY)).await,
             Err(_) => return Err(overdue()),
         }
     }

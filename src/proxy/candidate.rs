@@ -89,7 +89,8 @@ pub async fn get_request(
                     Ok(result) => Some(result),
                     Err(why) => {
                         missed();
-                        refill(worker, client, request, (key, digest.as_ref()), why).await
+                        let stored = (key, digest.as_ref());
+                        Box::pin(refill(worker, client, request, stored, why)).await
                     }
                 }
             }
@@ -100,11 +101,11 @@ pub async fn get_request(
             }
             Ok(Lookup::Crowded) => {
                 missed();
-                Some(pass_miss(worker, client, request, Why::MaxFills).await)
+                Some(Box::pin(pass_miss(worker, client, request, Why::MaxFills)).await)
             }
             Ok(Lookup::Join(reader)) => {
                 missed();
-                await_head(worker, client, request, key, reader).await
+                Box::pin(await_head(worker, client, request, key, reader)).await
             }
             Err(error) => {
                 tracing::warn!(%error, "cache look-up failed");
@@ -116,7 +117,7 @@ pub async fn get_request(
         }
     }
     missed();
-    pass_miss(worker, client, request, Why::Unsettled).await
+    Box::pin(pass_miss(worker, client, request, Why::Unsettled)).await
 }
 
 /// Answers from a stored entry. `Err`: why it will not do for this request.

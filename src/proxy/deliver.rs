@@ -181,7 +181,7 @@ impl Delivery<'_> {
         conn.write_parts(&[&head], more).await.map_err(broken)?;
         drop(head);
         if matches!(self.source, Source::Hit(_)) && end.is_some_and(|end| end - start >= LARGE) {
-            self.hand_over().await.map_err(broken)?;
+            Box::pin(self.hand_over()).await.map_err(broken)?;
         }
         let sent = self.spans(reader, &seen.body, framing).await?;
         match framing {
@@ -298,7 +298,10 @@ impl Delivery<'_> {
             Part::NotModified => 304,
         };
         self.client.record.answered(status);
-        line(out, format_args!("HTTP/1.1 {status} {}", reason(status)));
+        match status {
+            200 => out.extend_from_slice(b"HTTP/1.1 200 OK\r\n"),
+            _ => line(out, format_args!("HTTP/1.1 {status} {}", reason(status))),
+        }
         match self.source {
             Source::Hit(lines) => {
                 out.extend_from_slice(lines);
@@ -321,8 +324,10 @@ impl Delivery<'_> {
         if let Some(range) = range {
             line(out, format_args!("Content-Range: {range}"));
         }
-        line(out, format_args!("Via: {}", self.via));
-        line(out, format_args!("{REQUEST_ID}: {}", self.client.record.id().as_str()));
+        let id = self.client.record.id();
+        for part in ["Via: ", self.via, "\r\n", REQUEST_ID, ": ", id.as_str(), "\r\n"] {
+            out.extend_from_slice(part.as_bytes());
+        }
         let keep_alive = self.keep_alive && framing != Framing::UntilClose;
         out.extend_from_slice(connection(self.request.version, keep_alive).as_bytes());
         out.extend_from_slice(b"\r\n");

@@ -291,7 +291,7 @@ impl<'a> Door<'a> {
     }
 
     async fn ask_in_time(&self, digest: &Digest) -> Heard {
-        monoio::time::timeout(QUESTION_TIME, Box::pin(self.ask(digest))).await.unwrap_or_else(
+        Box::pin(monoio::time::timeout(QUESTION_TIME, self.ask(digest))).await.unwrap_or_else(
             |_| {
                 let host = &self.request.url.host;
                 tracing::info!(%host, "access can't be asked: no answer in {QUESTION_TIME:?}");

@@ -75,12 +75,17 @@ fn is_ready(socket: BorrowedFd<'_>, events: libc::c_short) -> io::Result<bool> {
 ///
 /// Returns the bytes taken, `WouldBlock` when the socket is full. Never raises SIGPIPE.
 pub fn send(socket: BorrowedFd<'_>, bufs: &[IoSlice<'_>], more: bool) -> io::Result<usize> {
+    let more = if more { libc::MSG_MORE } else { 0 };
+    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL | more;
+    if let [buf] = bufs {
+        // SAFETY: the slice is there for the call, and the kernel only reads it.
+        let sent = unsafe { libc::send(socket.as_raw_fd(), buf.as_ptr().cast(), buf.len(), flags) };
+        return usize::try_from(sent).map_err(|_| io::Error::last_os_error());
+    }
     // SAFETY: a zeroed msghdr is a valid empty one.
     let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
     message.msg_iov = bufs.as_ptr().cast_mut().cast();
     message.msg_iovlen = bufs.len().min(IOV_MAX) as _;
-    let more = if more { libc::MSG_MORE } else { 0 };
-    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL | more;
     // SAFETY: IoSlice has the layout of iovec; the kernel only reads through it, within the call.
     let sent = unsafe { libc::sendmsg(socket.as_raw_fd(), &message, flags) };
     usize::try_from(sent).map_err(|_| io::Error::last_os_error())

@@ -1,5 +1,6 @@
 //! Repositories and the paths they are asked by (OCI distribution specification, "Endpoints").
 
+use std::cell::RefCell;
 use std::fmt;
 
 use crate::http::{Host, Scheme};
@@ -23,10 +24,17 @@ pub struct RepositoryId {
 impl RepositoryId {
     /// The repository `name` of the registry at this host and port.
     pub fn new(scheme: Scheme, host: &Host, port: u16, name: &str) -> RepositoryId {
-        let mut text = format!("{}://{host}:{port}", scheme.as_str());
-        let registry = hash(text.as_bytes());
-        text.extend(["/", name]);
-        RepositoryId { registry, place: hash(text.as_bytes()) }
+        LAST.with_borrow_mut(|last| match last {
+            Some((of, id)) if of.is(scheme, host, port, name) => *id,
+            _ => {
+                let mut text = format!("{}://{host}:{port}", scheme.as_str());
+                let registry = hash(text.as_bytes());
+                text.extend(["/", name]);
+                let id = RepositoryId { registry, place: hash(text.as_bytes()) };
+                *last = Some((Named { scheme, host: host.clone(), port, name: name.into() }, id));
+                id
+            }
+        })
     }
 
     /// The registry: a name for no more than comparing.
@@ -44,6 +52,25 @@ impl RepositoryId {
         let both = Digest::from_hex(Algorithm::Sha256, text)?;
         Some(RepositoryId { registry: first_half(both.bytes()), place: last_half(both.bytes()) })
     }
+}
+
+/// What a [`RepositoryId`] is made of.
+struct Named {
+    scheme: Scheme,
+    host: Host,
+    port: u16,
+    name: Box<str>,
+}
+
+impl Named {
+    fn is(&self, scheme: Scheme, host: &Host, port: u16, name: &str) -> bool {
+        *self.name == *name && self.host == *host && (self.scheme, self.port) == (scheme, port)
+    }
+}
+
+thread_local! {
+    /// The last one made on this thread: an image's parts are asked for one after the other.
+    static LAST: RefCell<Option<(Named, RepositoryId)>> = const { RefCell::new(None) };
 }
 
 impl fmt::Display for RepositoryId {

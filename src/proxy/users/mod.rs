@@ -138,7 +138,7 @@ impl Users {
         }
         let check = self.checks.ask(client, basic, mark);
         let right = match check {
-            Some(check) => monoio::time::timeout(limit, check).await.ok(),
+            Some(check) => Box::pin(monoio::time::timeout(limit, check)).await.ok(),
             None => None,
         };
         match right {
