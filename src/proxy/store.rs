@@ -276,7 +276,7 @@ mod tests {
         let begin = Instant::now();
         let mut pace = Pace::from(begin);
         let at = |second| begin + Duration::from_secs(second);
-        let mut short = |second| pace.falls_short(at(second), bytes, is_read(second), WINDOW);
+        let short = |second| pace.falls_short(at(second), bytes, is_read(second), WINDOW);
         (1..=seconds).any(short)
     }
 
