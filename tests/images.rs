@@ -143,6 +143,46 @@ fn images_are_listed_however_they_are_pulled_and_over_a_restart() {
     check(&proxy);
 }
 
+/// As registry.k8s.io does it: the tag is asked for there, and answered by another registry.
+#[test]
+fn an_image_behind_a_redirect_is_listed_under_the_name_that_was_asked_for() {
+    let setup = Setup::new();
+    let (front, back) = (Origin::http(names::REGISTRY), Origin::http(names::SECOND));
+    let proxy = setup.start();
+    let config = fresh_body(100);
+    let parts = [config.clone(), fresh_body(3000)];
+    let layers = json!([descriptor(&parts[1])]);
+    let document = json!({"schemaVersion": 2, "config": descriptor(&config), "layers": layers});
+    let body = Body::bytes(document.to_string());
+    let answer = Answer::ok(&body)
+        .with("Content-Type", "application/vnd.oci.image.manifest.v1+json")
+        .with("Docker-Content-Digest", body.digest());
+    let path = |name: &str, reference: &str| format!("/v2/{name}/manifests/{reference}");
+    for reference in ["1", "2", &body.digest()] {
+        let behind = path("mirror/lab/app", reference);
+        front.get(&path(REPOSITORY, reference), Answer::redirect(307, back.url(&behind)));
+        back.get(&behind, answer.clone());
+    }
+    for part in &parts {
+        front.get(&blob_path(REPOSITORY, part), Answer::ok(part));
+    }
+    // As containerd does: HEAD of the tag wherever it leads, then all by digest.
+    let url = front.url(&path(REPOSITORY, "1"));
+    let told = proxy.client(&front).request("HEAD", &url, &[], Payload::None);
+    assert_eq!(told.status, 307);
+    let url = told.field("Location").expect("where to").to_owned();
+    assert_eq!(proxy.client(&back).request("HEAD", &url, &[], Payload::None).status, 200);
+    proxy.get(&front, &path(REPOSITORY, &body.digest())).assert_is(&body);
+    fetch(&proxy, &front, &parts);
+    let image = listed(&proxy, "1", body.len() + len(&parts));
+    assert_eq!(image["image"], json!(name(&front)));
+    assert_eq!(images(&proxy).len(), 1, "{:#?}", images(&proxy));
+    // Whoever asks that registry itself means its image.
+    proxy.get(&back, &path("mirror/lab/app", "2")).assert_is(&body);
+    let image = listed(&proxy, "2", body.len() + len(&parts));
+    assert_eq!(image["image"], json!(format!("{}/mirror/lab/app", back.authority())));
+}
+
 #[test]
 fn a_purge_takes_what_no_other_image_has() {
     let setup = Setup::new();

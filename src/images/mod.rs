@@ -10,18 +10,21 @@
 //! - **A name is an upstream's word** at the time it was asked; what a manifest is made of is
 //!   proven by its digest.
 //! - **Bounded**, by [`NAMES_MAX`], [`PARTS_MAX`], [`IMAGE_PARTS_MAX`] and [`PINS_MAX`]: the names
-//!   that were not seen for longest are forgotten first, pinned ones never.
+//!   that were not seen for longest are forgotten first, pinned ones never. So are redirects that
+//!   clients follow to another name of theirs.
 //! - **A pin follows its image**: to parts that come later, and to whatever its tag names now.
 
 mod catalogue;
 mod file;
 mod list;
 mod purge;
+mod redirects;
 #[cfg(test)]
 mod tests;
 
 use std::collections::HashSet;
 use std::io;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard};
@@ -31,6 +34,7 @@ use self::catalogue::{Catalogue, Node};
 pub use self::catalogue::{IMAGE_PARTS_MAX, NAMES_MAX, PARTS_MAX, PINS_MAX};
 pub use self::list::{Entry, LIMIT_MAX, Listed, Order, Page, Query, Sort};
 pub use self::purge::{NotPurged, Purge, Purged};
+use self::redirects::Redirects;
 use crate::cache::Cache;
 use crate::key::{Algorithm, Digest, Image, Key, Reference};
 use crate::policy::rights::{MANIFEST_MAX, Manifest};
@@ -53,7 +57,7 @@ pub enum Heard {
 }
 
 /// The catalogue of a cache, what is pinned in that, and their file. Everything but
-/// [`Images::open`] blocks.
+/// [`Images::open`] blocks, unless it says otherwise.
 pub struct Images {
     cache: Cache,
     catalogue: Mutex<Catalogue>,
@@ -63,6 +67,7 @@ pub struct Images {
     /// Whether the file would say something new. Who learns that does not wait for a write.
     due: AtomicBool,
     saving: Mutex<Saving>,
+    redirects: Mutex<Redirects>,
 }
 
 struct Saving {
@@ -99,6 +104,7 @@ impl Images {
             file,
             due: AtomicBool::new(false),
             saving,
+            redirects: Mutex::default(),
         };
         images.keep_pinned();
         (images, error)
@@ -133,6 +139,16 @@ impl Images {
             self.due.store(true, Ordering::SeqCst);
         }
         written
+    }
+
+    /// Takes in that a registry sent a client that asked for one image to another. Does not block.
+    pub fn redirected(&self, client: IpAddr, asked: Image, told: Image) {
+        lock(&self.redirects).note(client, asked, told, Instant::now());
+    }
+
+    /// What a client that asks for an image asked for before it was sent there. Does not block.
+    pub fn asked_first(&self, client: IpAddr, image: Image) -> Image {
+        lock(&self.redirects).follow(client, image, Instant::now())
     }
 
     /// Takes in what a registry said of an image.

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use super::Worker;
 use super::drain::guarded;
 use super::exchange::Request;
+use super::session::Client;
 use super::url::Url;
 use crate::cache::Seen;
 use crate::http::{Method, ResponseHead};
@@ -50,9 +51,24 @@ impl Drop for Passing {
 }
 
 impl Lesson {
-    /// `None` where the answer is about no manifest.
-    pub fn begin(worker: &Worker, request: &Request, head: &ResponseHead) -> Option<Lesson> {
-        let image = image_at(&request.url).filter(|_| head.status == 200)?;
+    /// `None` where the answer is about no manifest. One that sends the client elsewhere for it is
+    /// taken in here.
+    pub fn begin(
+        worker: &Worker,
+        client: &Client,
+        request: &Request,
+        head: &ResponseHead,
+    ) -> Option<Lesson> {
+        let image = image_at(&request.url)?;
+        if let 301 | 302 | 303 | 307 | 308 = head.status {
+            let next = head.fields.get("location").and_then(|to| request.url.resolve(to))?;
+            worker.images.redirected(client.ip(), image, image_at(&next)?);
+            return None;
+        }
+        if head.status != 200 {
+            return None;
+        }
+        let image = worker.images.asked_first(client.ip(), image);
         let said = head.fields.get_str("docker-content-digest").and_then(Digest::parse);
         let body = match request.head.method {
             Method::GET if !head.fields.contains("content-encoding") => Passing::begin(),

@@ -286,7 +286,7 @@ impl<'a> Relay<'a> {
         let more = counted && proof.is_none() && from.unused() > 0;
         client.record.answered(self.head.status);
         client.conn.write_parts(&[&self.head()], more).await.map_err(|_| End::Broken)?;
-        let mut lesson = Lesson::begin(worker, request, self.head);
+        let mut lesson = Lesson::begin(worker, client, request, self.head);
         let lesson_body = lesson.as_mut();
         let down = Down {
             worker,
