@@ -23,7 +23,7 @@ pub enum Command {
         /// Whom to ask.
         #[command(flatten)]
         to: To,
-        /// Again every so many seconds, until stopped.
+        /// Again every so many seconds, 2 where none are said, until stopped.
         #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "2",
               value_parser = clap::value_parser!(u64).range(1..=86400))]
         watch: Option<u64>,
@@ -114,7 +114,7 @@ pub struct What {
     /// What was not used for so long, such as 7d or 12h.
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     older_than: Option<Duration>,
-    /// Everything.
+    /// Everything that is not pinned.
     #[arg(long)]
     all: bool,
 }

@@ -157,6 +157,9 @@ const steps = {
     await agrees("Pin");
     await page.locator("#images-table .reason", { hasText: "pinned" }).waitFor(WAIT);
     await shot("images");
+    await page.locator("#purge-all").click();
+    await page.locator("#ask-yes").click();
+    await page.locator("#status", { hasText: "0 B freed; 2 pinned entries stay" }).waitFor(WAIT);
   },
   async unpin() {
     await agrees("Unpin");

@@ -186,7 +186,8 @@ async function change(action, image) {
     if (!(await confirmed(`${verb} ${what}?`, text, verb))) return;
     const done = await told(await call(method, where));
     const freed = done.freed === undefined ? "" : `: ${done.removed} entries, ${size(done.freed)} freed`;
-    say(`${verb}: done, ${what}${freed}.`);
+    const stay = done.pinned ? `; ${done.pinned} pinned entries stay` : "";
+    say(`${verb}: done, ${what}${freed}${stay}.`);
     polls = 0;
     await refresh();
   } catch (error) {
