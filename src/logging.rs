@@ -4,6 +4,7 @@
 //! Lines are written by a thread of their own through a bounded queue; what does not fit is dropped
 //! rather than waited for. What is queued is written together.
 
+use std::cell::RefCell;
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, IsTerminal, Write};
@@ -12,6 +13,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use tracing::field::{Field, Visit};
 use tracing::level_filters::LevelFilter;
@@ -21,7 +23,6 @@ use tracing_appender::non_blocking::{NonBlocking, WorkerGuard};
 use tracing_subscriber::Layer;
 use tracing_subscriber::fmt::FmtContext;
 use tracing_subscriber::fmt::format::{self, FormatEvent, FormatFields, Writer};
-use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 use tracing_subscriber::layer::{Context, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -180,8 +181,11 @@ where
 /// done for lines in general. Its values are checked: none has a blank or a control character.
 fn write_access(mut writer: Writer<'_>, event: &Event<'_>, with_time: bool) -> fmt::Result {
     if with_time {
-        SystemTime.format_time(&mut writer)?;
-        write!(writer, " {:>5} ", event.metadata().level())?;
+        write_time(&mut writer, SystemTime::now())?;
+        match *event.metadata().level() {
+            tracing::Level::INFO => writer.write_str("  INFO ")?,
+            level => write!(writer, " {level:>5} ")?,
+        }
     }
     writer.write_str("access:")?;
     let mut fields = Fields { writer, result: Ok(()) };
@@ -190,36 +194,55 @@ fn write_access(mut writer: Writer<'_>, event: &Event<'_>, with_time: bool) -> f
     writeln!(fields.writer)
 }
 
+/// As it stands before all other lines (RFC 3339, to the microsecond). What is the same for a second
+/// is kept for it.
+fn write_time(writer: &mut Writer<'_>, now: SystemTime) -> fmt::Result {
+    thread_local! {
+        static SECOND: RefCell<(u64, String)> = const { RefCell::new((0, String::new())) };
+    }
+    let since = now.duration_since(UNIX_EPOCH).unwrap_or_default();
+    SECOND.with_borrow_mut(|(second, text)| {
+        if text.is_empty() || *second != since.as_secs() {
+            *second = since.as_secs();
+            *text = humantime::format_rfc3339_seconds(now).to_string();
+            text.pop();
+        }
+        writer.write_str(text)
+    })?;
+    write!(writer, ".{:06}Z", since.subsec_micros())
+}
+
 struct Fields<'a> {
     writer: Writer<'a>,
     result: fmt::Result,
 }
 
 impl Fields<'_> {
-    fn write(&mut self, field: &Field, value: fmt::Arguments<'_>) {
-        let mut write = || {
-            self.writer.write_str(" ")?;
+    fn write(&mut self, field: &Field, value: impl FnOnce(&mut Writer<'_>) -> fmt::Result) {
+        let writer = &mut self.writer;
+        let mut begin = || {
+            writer.write_str(" ")?;
             if field.name() != "message" {
-                self.writer.write_str(field.name())?;
-                self.writer.write_str("=")?;
+                writer.write_str(field.name())?;
+                writer.write_str("=")?;
             }
-            self.writer.write_fmt(value)
+            Ok(())
         };
-        self.result = self.result.and_then(|()| write());
+        self.result = self.result.and_then(|()| begin()).and_then(|()| value(writer));
     }
 }
 
 impl Visit for Fields<'_> {
     fn record_str(&mut self, field: &Field, value: &str) {
-        self.write(field, format_args!("{value}"));
+        self.write(field, |writer| writer.write_str(value));
     }
 
     fn record_u64(&mut self, field: &Field, value: u64) {
-        self.write(field, format_args!("{value}"));
+        self.write(field, |writer| write!(writer, "{value}"));
     }
 
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        self.write(field, format_args!("{value:?}"));
+        self.write(field, |writer| write!(writer, "{value:?}"));
     }
 }
 
@@ -292,4 +315,25 @@ impl Write for LogFile {
 fn open(path: &Path) -> io::Result<File> {
     let file = OpenOptions::new().create(true).append(true).open(path);
     file.map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn the_time_of_a_line_is_right_within_a_second_and_in_the_next() {
+        let written = |micros| {
+            let mut text = String::new();
+            let at = UNIX_EPOCH + Duration::from_micros(micros);
+            write_time(&mut Writer::new(&mut text), at).unwrap();
+            text
+        };
+        for micros in [0, 7, 999_999, 1_000_000, 951_782_400_000_001, 951_782_399_999_999] {
+            let at = UNIX_EPOCH + Duration::from_micros(micros);
+            assert_eq!(written(micros), humantime::format_rfc3339_micros(at).to_string());
+        }
+    }
 }
