@@ -212,7 +212,7 @@ impl Server {
             helpers: Helpers::start().map_err(StartError::Worker)?,
         };
         let (driver, threads) = start_workers(&shared, bound)?;
-        scan(cache.clone()).map_err(StartError::Worker)?;
+        scan(cache.clone(), Arc::clone(&images)).map_err(StartError::Worker)?;
         live.watch().map_err(StartError::Worker)?;
         Ok(Server { proxy, admin, driver, workers, ca, stop, threads, cache, access, images, live })
     }
@@ -366,9 +366,12 @@ impl Files {
     }
 }
 
-fn scan(cache: Cache) -> io::Result<()> {
+fn scan(cache: Cache, images: Arc<Images>) -> io::Result<()> {
     let scan = move || match cache.scan() {
-        Ok(entries) => tracing::debug!(entries, "cache scanned"),
+        Ok(entries) => {
+            tracing::debug!(entries, "cache scanned");
+            images.rebuild();
+        }
         Err(error) => tracing::error!(%error, "the cache directory can't be scanned"),
     };
     std::thread::Builder::new().name("scan".to_owned()).spawn(scan).map(drop)

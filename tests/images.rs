@@ -143,6 +143,53 @@ fn images_are_listed_however_they_are_pulled_and_over_a_restart() {
     check(&proxy);
 }
 
+#[test]
+fn a_lost_list_is_made_anew_from_what_is_stored() {
+    let patterns = json!(["^/v2/.*/blobs/sha256:.*", "^/v2/.*/manifests/.*"]);
+    let setup = Setup::new().with(json!({ "cache": { "patterns": patterns } }));
+    let origin = Origin::http(names::REGISTRY);
+    let proxy = setup.start();
+    // A tag that is stored; two of another repository, of which only the digests are.
+    let (tagged, parts) = image(&origin, Some("1"), &[&fresh_body(1000)]);
+    pull(&proxy, &origin, "1", &[], &parts);
+    proxy.get(&origin, &format!("/v2/{REPOSITORY}/manifests/1")).assert_is(&tagged);
+    let other = |n: u64| {
+        let document = json!({"schemaVersion": 2, "layers": [descriptor(&fresh_body(n))]});
+        let body = Body::bytes(document.to_string());
+        let answer =
+            Answer::ok(&body).with("Content-Type", "application/vnd.oci.image.manifest.v1+json");
+        origin.get(&manifest_path("lab/other", &body), answer);
+        proxy.get(&origin, &manifest_path("lab/other", &body)).assert_is(&body);
+        body
+    };
+    let (first, second) = (other(7), other(8));
+    wait_until("all three", || (images(&proxy).len() == 3).then_some(()));
+    proxy.stop();
+    std::fs::remove_file(setup.path("cache").join("images")).expect("the list");
+
+    let proxy = setup.start();
+    // Its manifest is stored under the tag alone.
+    let image = listed(&proxy, "1", len(&parts));
+    assert_eq!(image["image"], json!(name(&origin)));
+    assert_eq!(images(&proxy).len(), 1, "{:#?}", images(&proxy));
+    // Whoever asks for the one names the repository of both.
+    let path = manifest_path("lab/other", &first);
+    let url = origin.url(&path.replace(&first.digest(), "latest"));
+    origin.get(
+        &path.replace(&first.digest(), "latest"),
+        Answer::ok(&first)
+            .with("Content-Type", "application/vnd.oci.image.manifest.v1+json")
+            .with("Cache-Control", "no-store"),
+    );
+    proxy.client(&origin).get(&url).assert_is(&first);
+    let digests = wait_until("the other repository", || {
+        let images = images(&proxy);
+        let digests = images.iter().map(|image| image["digest"].clone()).collect::<Vec<_>>();
+        (digests.len() == 3).then_some(digests)
+    });
+    assert!(digests.contains(&json!(second.digest())), "{digests:?}");
+}
+
 /// As registry.k8s.io does it: the tag is asked for there, and answered by another registry.
 #[test]
 fn an_image_behind_a_redirect_is_listed_under_the_name_that_was_asked_for() {

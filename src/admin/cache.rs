@@ -11,7 +11,7 @@ use crate::images::{
     Entry, Images, LIMIT_MAX, Listed, NotPurged, Order, PINS_MAX, Purge, Query, Sort,
 };
 use crate::key::{Image, Key, Repository};
-use crate::proxy::described;
+use crate::proxy::{Described, described};
 
 /// Rows of a page where nothing is said.
 const LIMIT: usize = 50;
@@ -141,7 +141,7 @@ fn listed(images: &Images, query: &Query) -> Value {
 fn entries_page(images: &Images, query: &Query) -> Answer {
     let page = images.entries(query);
     let shown = |entry: &Entry| {
-        let (kind, url) = described(&entry.head);
+        let Described { kind, url, .. } = described(&entry.head);
         let url = url.or_else(|| entry.url.clone());
         let key = match &entry.key {
             Key::Digest(digest) => digest.to_string(),

@@ -107,6 +107,11 @@ impl Catalogue {
         self.manifests.contains_key(digest)
     }
 
+    /// Whether it is known what this very name stands for.
+    pub fn has(&self, image: &Image) -> bool {
+        self.names.contains_key(image)
+    }
+
     /// The manifests of an index of which nothing is known.
     pub fn unknown_below(&self, digest: &Digest) -> Vec<Digest> {
         let Some(index) = self.manifests.get(digest).filter(|node| node.is_index) else {

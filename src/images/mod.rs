@@ -18,6 +18,7 @@ mod catalogue;
 mod file;
 mod list;
 mod purge;
+mod rebuild;
 mod redirects;
 #[cfg(test)]
 mod tests;
@@ -34,6 +35,7 @@ use self::catalogue::{Catalogue, Node};
 pub use self::catalogue::{IMAGE_PARTS_MAX, NAMES_MAX, PARTS_MAX, PINS_MAX};
 pub use self::list::{Entry, LIMIT_MAX, Listed, Order, Page, Query, Sort};
 pub use self::purge::{NotPurged, Purge, Purged};
+use self::rebuild::Nameless;
 use self::redirects::Redirects;
 use crate::cache::Cache;
 use crate::key::{Algorithm, Digest, Image, Key, Reference};
@@ -68,6 +70,9 @@ pub struct Images {
     due: AtomicBool,
     saving: Mutex<Saving>,
     redirects: Mutex<Redirects>,
+    /// Whether there was no file to read, and nothing has been made of what is stored yet.
+    lost: AtomicBool,
+    nameless: Mutex<Nameless>,
 }
 
 struct Saving {
@@ -105,6 +110,8 @@ impl Images {
             due: AtomicBool::new(false),
             saving,
             redirects: Mutex::default(),
+            lost: AtomicBool::new(error.is_some()),
+            nameless: Mutex::default(),
         };
         images.keep_pinned();
         (images, error)
@@ -161,14 +168,16 @@ impl Images {
             }
             (_, Heard::Digest(digest)) => (digest, None),
         };
+        let repository = image.repository.clone();
         let is_new = {
             let mut catalogue = self.catalogue();
             let is_new = catalogue.name(image, digest.clone(), now_ms());
             is_new | !catalogue.knows(&digest)
         };
         let learnt = self.learn(&digest, body);
+        let claimed = self.claim(&repository);
         // That a name was seen again is not worth a write by itself.
-        if is_new || learnt {
+        if is_new || learnt || claimed {
             self.due.store(true, Ordering::SeqCst);
             self.keep_pinned();
         }

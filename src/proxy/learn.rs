@@ -127,11 +127,15 @@ fn help(work: impl FnOnce() + Send + 'static) {
 
 /// The image whose manifest is asked for.
 fn image_at(url: &Url) -> Option<Image> {
-    let path =
-        RegistryPath::parse(url.path()).filter(|path| path.endpoint == Endpoint::Manifest)?;
+    image_of(&url.authority(), url.path())
+}
+
+/// The image whose manifest a path at a registry is.
+pub fn image_of(authority: &str, path: &str) -> Option<Image> {
+    let path = RegistryPath::parse(path).filter(|path| path.endpoint == Endpoint::Manifest)?;
     let reference = match path.digest() {
         Some(digest) => Reference::Digest(digest),
         None => Reference::Tag(path.reference.to_owned()),
     };
-    Some(Image { repository: Repository::at(&url.authority(), path.name), reference })
+    Some(Image { repository: Repository::at(authority, path.name), reference })
 }

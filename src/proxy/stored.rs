@@ -44,11 +44,22 @@ impl Stored {
     }
 }
 
-/// The media type that a stored head has, and what was asked for.
-pub fn described(head: &[u8]) -> (Option<String>, Option<String>) {
+/// What a stored head says.
+pub struct Described {
+    /// The media type.
+    pub kind: Option<String>,
+    /// What was asked for, `host/path`; of entries by their URL alone.
+    pub url: Option<String>,
+    /// The repository its bytes came from.
+    pub source: Option<RepositoryId>,
+}
+
+/// Reads a stored head.
+pub fn described(head: &[u8]) -> Described {
     let fields = parse(head);
     let text = |name| fields.as_ref()?.get_str(name).map(str::to_owned);
-    (text("content-type"), text(URL))
+    let source = text(SOURCE).as_deref().and_then(RepositoryId::parse);
+    Described { kind: text("content-type"), url: text(URL), source }
 }
 
 fn parse(head: &[u8]) -> Option<Fields> {
