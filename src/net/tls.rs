@@ -2,7 +2,7 @@
 //! [`super::Conn`] write puts in.
 
 use std::cell::RefCell;
-use std::io::{self, IoSlice, Read, Write};
+use std::io::{self, BufRead, IoSlice, Write};
 use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -151,10 +151,16 @@ impl Tls {
             let plain = state.plaintext_bytes_to_read();
             self.goodbye |= state.peer_has_closed();
             if plain > 0 {
-                let start = out.len();
-                out.resize(start + plain, 0);
-                let got = self.session.reader().read(&mut out[start..]).unwrap_or(0);
-                out.truncate(start + got);
+                out.reserve(plain);
+                // It ends with nothing or an error once all of it was taken.
+                let mut reader = self.session.reader();
+                while let Ok(piece) = reader.fill_buf()
+                    && !piece.is_empty()
+                {
+                    let len = piece.len();
+                    out.extend_from_slice(piece);
+                    reader.consume(len);
+                }
             }
             match taken {
                 // After the closing alert nothing more is taken in.
@@ -328,6 +334,7 @@ pub(super) fn config_of(
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read;
     use std::net::{TcpListener, TcpStream};
     use std::os::fd::AsFd;
 
