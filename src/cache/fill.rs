@@ -98,14 +98,14 @@ impl Lease {
         let hasher = digest.as_ref().map(|digest| Hasher::new(digest.algorithm()));
         let entry = Arc::clone(&self.entry);
         let reader = Reader::following(Arc::clone(&entry));
-        let proof = digest.zip(hasher);
         let slot = self.slot.take();
         let fill = Fill {
             cache,
             entry,
             body,
             part,
-            proof,
+            digest,
+            hasher,
             len,
             at: 0,
             bounds,
@@ -152,7 +152,11 @@ pub struct Fill {
     entry: Arc<Entry>,
     body: Arc<Body>,
     part: Part,
-    proof: Option<(Digest, Hasher)>,
+    /// What the bytes must hash to.
+    digest: Option<Digest>,
+    /// Of the bytes up to `at`, where there is a digest. With a helper while bytes are appended;
+    /// lost with bytes that could not be.
+    hasher: Option<Hasher>,
     len: Option<u64>,
     at: u64,
     bounds: Bounds,
@@ -175,7 +179,7 @@ impl Fill {
     /// Whether the bytes are to be proven by a digest, so that it does not matter where they are
     /// from.
     pub fn is_proven(&self) -> bool {
-        self.proof.is_some()
+        self.digest.is_some()
     }
 
     /// Whether no client waits for it, for all one knows.
@@ -199,9 +203,6 @@ impl Fill {
             return Err(Failure::Storage(CacheError::TooLarge));
         }
         let more = self.set_room_aside(end);
-        if let Some((_, hasher)) = &mut self.proof {
-            hasher.update(&buf);
-        }
         let mut buf = self.write(buf, more).await.map_err(|error| {
             self.cache.inner.note(Err(&error));
             Failure::Storage(error)
@@ -226,8 +227,8 @@ impl Fill {
         if self.len.is_some_and(|len| len != self.at) {
             return Err(self.fail(Failure::Length));
         }
-        if let Some((digest, hasher)) = self.proof.take()
-            && hasher.finish() != digest
+        if let Some(digest) = self.digest.take()
+            && self.hasher.take().map(Hasher::finish) != Some(digest)
         {
             return Err(self.fail(Failure::Digest));
         }
@@ -280,13 +281,18 @@ impl Fill {
         }
     }
 
-    /// Writes at the end, after making room for `more` bytes that were set aside; on a full disk
-    /// once more. On a helper thread: a plain file has no other way to be written that never
-    /// blocks, and none of the ring's own closes it reliably on every file system.
-    async fn write(&self, buf: Vec<u8>, more: u64) -> Result<Vec<u8>, CacheError> {
+    /// Hashes, and writes at the end, after making room for `more` bytes that were set aside; on a
+    /// full disk once more. On a helper thread: a plain file has no other way to be written that
+    /// never blocks, and none of the ring's own closes it reliably on every file system; and the
+    /// hash, too, takes no time from this core where another has some.
+    async fn write(&mut self, buf: Vec<u8>, more: u64) -> Result<Vec<u8>, CacheError> {
         let (inner, body, at) = (Arc::clone(&self.cache.inner), Arc::clone(&self.body), self.at);
         let bounds = self.bounds;
+        let mut hasher = self.hasher.take();
         let write = move || {
+            if let Some(hasher) = &mut hasher {
+                hasher.update(&buf);
+            }
             if more > 0 {
                 inner.fits_beside_pins(at.saturating_add(more), bounds)?;
                 inner.shrink();
@@ -299,9 +305,12 @@ impl Fill {
                 }
                 result => result?,
             }
-            Ok(buf)
+            Ok((buf, hasher))
         };
-        self.cache.help(write).await?
+        let written: Result<_, CacheError> = self.cache.help(write).await?;
+        let (buf, hasher) = written?;
+        self.hasher = hasher;
+        Ok(buf)
     }
 
     /// Sets aside what bytes up to `end` need beyond what is set aside; how much that is.

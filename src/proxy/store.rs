@@ -1,6 +1,7 @@
 //! The body of an answer into a fill: read, append, prove. Where upstream breaks off in the middle,
 //! the registry is asked again, for a fresh redirect, from where the fill stands.
 
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,11 +13,14 @@ use super::{Worker, learn, prove};
 use crate::cache::{CacheError, Committed, Failure, Fill};
 use crate::http::{Fields, ResponseHead, range};
 use crate::key::Digest;
-use crate::net::{BodyReader, NetError};
+use crate::net::{BodyReader, Conn, Either, NetError, race};
 use crate::stats::{Event, Stats};
 
-/// Bytes read from upstream at most before they are written.
+/// Bytes read from upstream after which nothing more is read before they are written.
 const CHUNK: usize = 256 * 1024;
+
+/// Room for them, and for what one more read brings: it may complete a record, too.
+const ROOM: usize = CHUNK + 160 * 1024;
 
 /// Wait before the first resumption; doubled at each further one.
 const PAUSE: Duration = Duration::from_millis(200);
@@ -164,28 +168,90 @@ async fn pour(
     worker: &Worker,
     fetched: &mut Fetched,
     fill: &mut Fill,
-    mut skip: u64,
+    skip: u64,
     pace: &mut Pace,
 ) -> Result<(), Broken> {
-    let mut body = BodyReader::new(fetched.framing);
-    let mut buf = Vec::with_capacity(CHUNK);
-    while !body.is_done() {
-        let got = body.read(&fetched.conn, &mut buf, CHUNK).await.map_err(Broken::Source)?;
-        Stats::add(&worker.stats.bytes_from_upstream, got as u64);
-        let is_read = !fill.is_unfollowed();
-        if pace.falls_short(Instant::now(), got as u64, is_read, worker.limits.read_timeout) {
+    let body = BodyReader::new(fetched.framing);
+    let buf = Vec::with_capacity(ROOM);
+    let mut source = Source { worker, conn: &fetched.conn, body, skip, pace, got: 0, buf };
+    let mut spare = Vec::with_capacity(ROOM);
+    let mut read = Ok(());
+    loop {
+        if source.buf.is_empty() {
+            read.map_err(Broken::Source)?;
+            if source.body.is_done() {
+                return Ok(());
+            }
+            read = source.read().await;
+            continue;
+        }
+        if source.falls_short(!fill.is_unfollowed()) {
             let why = "upstream sends too slowly for a body that nobody reads any more";
             return Err(Broken::Sink(Failure::Source(why.into())));
         }
-        let skipped = skip.min(buf.len() as u64);
-        skip -= skipped;
-        // `skipped` is at most the buffer's length.
-        buf.drain(..skipped as usize);
-        if !buf.is_empty() {
-            buf = fill.append(buf).await.map_err(Broken::Sink)?;
-        }
+        // What came before upstream broke off counts.
+        let appending = fill.append(std::mem::replace(&mut source.buf, spare));
+        let appended;
+        (appended, read) = match read {
+            Ok(()) => source.read_beside(appending).await,
+            Err(error) => (appending.await, Err(error)),
+        };
+        spare = appended.map_err(Broken::Sink)?;
     }
-    Ok(())
+}
+
+/// Where a body comes from.
+struct Source<'a> {
+    worker: &'a Worker,
+    conn: &'a Conn,
+    body: BodyReader,
+    /// Bytes at its start that are there already.
+    skip: u64,
+    /// How it comes.
+    pace: &'a mut Pace,
+    /// What came since that was last looked at.
+    got: u64,
+    /// What was read and not appended yet.
+    buf: Vec<u8>,
+}
+
+impl Source<'_> {
+    /// Reads on until `appending` is over, as far as there is room: a body that comes fast is
+    /// appended in large pieces, and one that comes slowly as it comes.
+    async fn read_beside<T>(
+        &mut self,
+        appending: impl Future<Output = T>,
+    ) -> (T, Result<(), NetError>) {
+        let mut appending = pin!(appending);
+        while self.buf.len() < CHUNK && !self.body.is_done() {
+            // A read that is dropped has taken nothing.
+            match race(appending.as_mut(), self.read()).await {
+                Either::Left(appended) => return (appended, Ok(())),
+                Either::Right(Ok(())) => {}
+                Either::Right(error) => return (appending.await, error),
+            }
+        }
+        (appending.await, Ok(()))
+    }
+
+    async fn read(&mut self) -> Result<(), NetError> {
+        let before = self.buf.len();
+        let got = self.body.read(self.conn, &mut self.buf, CHUNK).await?;
+        self.pace.heard = Instant::now();
+        self.got += got as u64;
+        Stats::add(&self.worker.stats.bytes_from_upstream, got as u64);
+        let skipped = self.skip.min(got as u64);
+        self.skip -= skipped;
+        // `skipped` is at most what was got.
+        self.buf.drain(before..before + skipped as usize);
+        Ok(())
+    }
+
+    /// Whether what came by now comes too slowly, as [`Pace::falls_short`] says.
+    fn falls_short(&mut self, is_read: bool) -> bool {
+        let (now, got) = (self.pace.heard, std::mem::take(&mut self.got));
+        self.pace.falls_short(now, got, is_read, self.worker.limits.read_timeout)
+    }
 }
 
 enum Resumed {
