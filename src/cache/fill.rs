@@ -1,6 +1,9 @@
 //! The writing side of an entry. A [`Lease`] becomes a [`Fill`] once there is something to store;
 //! both say how they end even when they are dropped.
 
+use std::fs::File;
+use std::ops::Range;
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -13,11 +16,16 @@ use super::janitor::Job;
 use super::{Bounds, Cache, CacheError, Failure, Inner, Reader};
 use crate::key::{Digest, Hasher};
 use crate::stats::Stats;
+use crate::sys;
 use crate::sys::clock::now_ms;
 use crate::sys::sync::lock;
 
 /// Room set aside at a time, as a body comes: what is only announced pushes nothing out.
 const GROWTH: u64 = 16 * 1024 * 1024;
+
+/// A body of this size gets its blocks before its bytes, which makes writing them half as dear; a
+/// smaller one is written before that would pay.
+const ALLOCATED_MIN: u64 = 1024 * 1024;
 
 /// One of the leases and fills that there may be at once; given back when it is dropped.
 pub(super) struct Slot(Arc<Inner>);
@@ -202,8 +210,8 @@ impl Fill {
         if end > self.bounds.max_size {
             return Err(Failure::Storage(CacheError::TooLarge));
         }
-        let more = self.set_room_aside(end);
-        let mut buf = self.write(buf, more).await.map_err(|error| {
+        let room = self.set_room_aside(end);
+        let mut buf = self.write(buf, room).await.map_err(|error| {
             self.cache.inner.note(Err(&error));
             Failure::Storage(error)
         })?;
@@ -281,22 +289,24 @@ impl Fill {
         }
     }
 
-    /// Hashes, and writes at the end, after making room for `more` bytes that were set aside; on a
-    /// full disk once more. On a helper thread: a plain file has no other way to be written that
+    /// Hashes, and writes at the end, after making the `room` that was set aside; on a full disk
+    /// once more. On a helper thread: a plain file has no other way to be written that
     /// never blocks, and none of the ring's own closes it reliably on every file system; and the
     /// hash, too, takes no time from this core where another has some.
-    async fn write(&mut self, buf: Vec<u8>, more: u64) -> Result<Vec<u8>, CacheError> {
+    async fn write(&mut self, buf: Vec<u8>, room: Range<u64>) -> Result<Vec<u8>, CacheError> {
         let (inner, body, at) = (Arc::clone(&self.cache.inner), Arc::clone(&self.body), self.at);
-        let bounds = self.bounds;
+        let (bounds, len) = (self.bounds, self.len);
         let mut hasher = self.hasher.take();
         let write = move || {
             if let Some(hasher) = &mut hasher {
                 hasher.update(&buf);
             }
-            if more > 0 {
+            if !room.is_empty() {
+                let more = room.end - room.start;
                 inner.fits_beside_pins(at.saturating_add(more), bounds)?;
                 inner.shrink();
                 inner.make_room(more, bounds)?;
+                allocate(&body.file, room, len);
             }
             match body.file.write_all_at(&buf, at) {
                 Err(error) if is_full(&error) => {
@@ -313,16 +323,16 @@ impl Fill {
         Ok(buf)
     }
 
-    /// Sets aside what bytes up to `end` need beyond what is set aside; how much that is.
-    fn set_room_aside(&mut self, end: u64) -> u64 {
+    /// Sets aside what bytes up to `end` need beyond what is set aside; where in the file that is.
+    fn set_room_aside(&mut self, end: u64) -> Range<u64> {
         let reserved = self.room.bytes;
         if end <= reserved {
-            return 0;
+            return reserved..reserved;
         }
         let most = self.len.unwrap_or(self.bounds.max_size);
         let more = (most - reserved).min(GROWTH).max(end - reserved);
         self.room.set_aside(more);
-        more
+        reserved..self.room.bytes
     }
 }
 
@@ -372,7 +382,7 @@ fn make_part(
     bounds: Bounds,
     need: u64,
     len: Option<u64>,
-) -> Result<(std::fs::File, Part), CacheError> {
+) -> Result<(File, Part), CacheError> {
     let inner = Arc::clone(&cache.inner);
     if len.is_some_and(|len| len > bounds.max_size) {
         return Err(CacheError::TooLarge);
@@ -384,7 +394,17 @@ fn make_part(
     inner.has_room_for(len.unwrap_or(need), bounds)?;
     inner.shrink();
     inner.make_room(need, bounds)?;
+    allocate(&file, 0..need, len);
     Ok((file, part))
+}
+
+/// Has the blocks of `room` given to the file of a body of `len` bytes. Of one whose length is not
+/// known some would be too many.
+fn allocate(file: &File, room: Range<u64>, len: Option<u64>) {
+    if len.is_some_and(|len| len >= ALLOCATED_MIN) {
+        // A disk that is full, or a file system that can't: writing tells.
+        let _ = sys::file::allocate(file.as_fd(), room.start, room.end - room.start);
+    }
 }
 
 /// Room set aside in the index, given back when nobody holds this any more.

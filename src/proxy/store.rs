@@ -177,6 +177,10 @@ async fn pour(
     let mut spare = Vec::with_capacity(ROOM);
     let mut read = Ok(());
     loop {
+        if source.falls_short(!fill.is_unfollowed()) {
+            let why = "upstream sends too slowly for a body that nobody reads any more";
+            return Err(Broken::Sink(Failure::Source(why.into())));
+        }
         if source.buf.is_empty() {
             read.map_err(Broken::Source)?;
             if source.body.is_done() {
@@ -185,12 +189,12 @@ async fn pour(
             read = source.read().await;
             continue;
         }
-        if source.falls_short(!fill.is_unfollowed()) {
-            let why = "upstream sends too slowly for a body that nobody reads any more";
-            return Err(Broken::Sink(Failure::Source(why.into())));
-        }
         // What came before upstream broke off counts.
-        let appending = fill.append(std::mem::replace(&mut source.buf, spare));
+        let mut piece = std::mem::replace(&mut source.buf, spare);
+        let len = aligned(fill.written(), piece.len());
+        source.buf.extend_from_slice(&piece[len..]);
+        piece.truncate(len);
+        let appending = fill.append(piece);
         let appended;
         (appended, read) = match read {
             Ok(()) => source.read_beside(appending).await,
@@ -198,6 +202,13 @@ async fn pour(
         };
         spare = appended.map_err(Broken::Sink)?;
     }
+}
+
+/// How many of `len` bytes that belong at `at` go up to the last multiple of [`CHUNK`], or all of
+/// them where there is none: whole and aligned pieces cost the file system a third less.
+fn aligned(at: u64, len: usize) -> usize {
+    let over = ((at + len as u64) % CHUNK as u64) as usize;
+    if over < len { len - over } else { len }
 }
 
 /// Where a body comes from.
@@ -250,7 +261,7 @@ impl Source<'_> {
     /// Whether what came by now comes too slowly, as [`Pace::falls_short`] says.
     fn falls_short(&mut self, is_read: bool) -> bool {
         let (now, got) = (self.pace.heard, std::mem::take(&mut self.got));
-        self.pace.falls_short(now, got, is_read, self.worker.limits.read_timeout)
+        got > 0 && self.pace.falls_short(now, got, is_read, self.worker.limits.read_timeout)
     }
 }
 
@@ -365,5 +376,23 @@ mod tests {
         let mut pace = Pace::from(begin);
         assert!(!pace.falls_short(begin + WINDOW, 1 << 30, false, WINDOW));
         assert!(pace.falls_short(begin + 2 * WINDOW, 1, false, WINDOW));
+    }
+
+    #[test]
+    fn pieces_end_at_multiples_where_they_reach_one() {
+        let chunk = CHUNK as u64;
+        for (at, len, goes) in [
+            (0, 1, 1),
+            (0, CHUNK, CHUNK),
+            (0, CHUNK + 5, CHUNK),
+            (chunk, 7, 7),
+            (chunk - 3, 3, 3),
+            (chunk - 3, 4, 3),
+            (chunk - 3, CHUNK + 4, CHUNK + 3),
+            (5, 2 * CHUNK, 2 * CHUNK - 5),
+            (u64::from(u32::MAX), 9, 1),
+        ] {
+            assert_eq!(aligned(at, len), goes, "{len} at {at}");
+        }
     }
 }

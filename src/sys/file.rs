@@ -33,6 +33,16 @@ pub fn space(path: &Path) -> io::Result<Space> {
     })
 }
 
+/// Has the file system give `file` the blocks for `len` bytes from `offset` on, and leaves its
+/// length as it is (`fallocate`). Where it can't, what is written there gets them one by one.
+pub fn allocate(file: BorrowedFd<'_>, offset: u64, len: u64) -> io::Result<()> {
+    let offset = libc::off_t::try_from(offset).map_err(io::Error::other)?;
+    let len = libc::off_t::try_from(len).map_err(io::Error::other)?;
+    // SAFETY: the descriptor is borrowed for the call, which is given numbers alone.
+    let code = unsafe { libc::fallocate(file.as_raw_fd(), libc::FALLOC_FL_KEEP_SIZE, offset, len) };
+    if code == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Moves up to `len` bytes of `file` from `offset` into `socket` without a copy (`sendfile`).
 ///
 /// Returns the bytes moved, 0 at the end of the file. On a blocking socket it blocks: the caller
@@ -137,7 +147,7 @@ mod tests {
     use std::fs::File;
     use std::io::{Read, Write};
     use std::os::fd::AsFd;
-    use std::os::unix::fs::FileExt;
+    use std::os::unix::fs::{FileExt, MetadataExt};
     use std::os::unix::net::UnixStream;
 
     use super::*;
@@ -192,6 +202,19 @@ mod tests {
             assert!(!answers(&known, || unsafe { libc::close(-1) }.into()));
         }
         assert!(answers(&known, || 0));
+    }
+
+    #[test]
+    fn blocks_are_there_before_the_bytes() {
+        let file = file(b"0123");
+        match allocate(file.as_fd(), 0, 1 << 20) {
+            // There are file systems that can't.
+            Err(error) => assert_eq!(error.kind(), io::ErrorKind::Unsupported),
+            Ok(()) => assert!(file.metadata().unwrap().blocks() * 512 >= 1 << 20),
+        }
+        assert_eq!(file.metadata().unwrap().len(), 4);
+        assert!(allocate(file.as_fd(), 0, 0).is_err());
+        assert!(allocate(file.as_fd(), u64::MAX, 1).is_err());
     }
 
     #[test]
