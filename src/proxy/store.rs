@@ -172,9 +172,9 @@ async fn pour(
     pace: &mut Pace,
 ) -> Result<(), Broken> {
     let body = BodyReader::new(fetched.framing);
-    let buf = Vec::with_capacity(ROOM);
+    let buf = Vec::with_capacity(room(&body));
     let mut source = Source { worker, conn: &fetched.conn, body, skip, pace, got: 0, buf };
-    let mut spare = Vec::with_capacity(ROOM);
+    let mut spare = Vec::new();
     let mut read = Ok(());
     loop {
         if source.falls_short(!fill.is_unfollowed()) {
@@ -189,6 +189,9 @@ async fn pour(
             read = source.read().await;
             continue;
         }
+        if spare.capacity() == 0 {
+            spare.reserve(room(&source.body));
+        }
         // What came before upstream broke off counts.
         let mut piece = std::mem::replace(&mut source.buf, spare);
         let len = aligned(fill.written(), piece.len());
@@ -202,6 +205,11 @@ async fn pour(
         };
         spare = appended.map_err(Broken::Sink)?;
     }
+}
+
+/// Room for what is still to come, as far as it is read at a time.
+fn room(body: &BodyReader) -> usize {
+    body.remaining().and_then(|left| usize::try_from(left).ok()).map_or(ROOM, |left| left.min(ROOM))
 }
 
 /// How many of `len` bytes that belong at `at` go up to the last multiple of [`CHUNK`], or all of
