@@ -19,7 +19,7 @@ use tracing::field::{Field, Visit};
 use tracing::level_filters::LevelFilter;
 use tracing::subscriber::Interest;
 use tracing::{Event, Metadata, Subscriber};
-use tracing_appender::non_blocking::{NonBlocking, WorkerGuard};
+use tracing_appender::non_blocking::{NonBlocking, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::Layer;
 use tracing_subscriber::fmt::FmtContext;
 use tracing_subscriber::fmt::format::{self, FormatEvent, FormatFields, Writer};
@@ -28,6 +28,10 @@ use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::config::{Format, Level, Logging};
+
+/// Lines that may wait to be written; what comes when there are so many is lost, and no request
+/// waits for the log. Room for them is made at the start, 32 bytes for each.
+const LINES_WAITING: usize = 16 * 1024;
 
 /// Keeps log output going; dropped, what is queued is written.
 pub struct LogOutput {
@@ -41,10 +45,10 @@ impl LogOutput {
     pub fn start(config: &Logging) -> io::Result<LogOutput> {
         let reopen = Arc::new(AtomicBool::new(false));
         let (writer, guard) = match &config.file {
-            None => tracing_appender::non_blocking(BufWriter::new(io::stdout())),
+            None => queued(BufWriter::new(io::stdout())),
             Some(path) => {
                 let file = LogFile::open(config, path, Arc::clone(&reopen))?;
-                tracing_appender::non_blocking(BufWriter::new(file))
+                queued(BufWriter::new(file))
             }
         };
         let colour = config.file.is_none() && io::stdout().is_terminal();
@@ -66,6 +70,11 @@ impl LogOutput {
     pub fn reopen(&self) {
         self.reopen.store(true, Ordering::Release);
     }
+}
+
+/// Writes on a thread of its own what it is given.
+fn queued(output: impl io::Write + Send + 'static) -> (NonBlocking, WorkerGuard) {
+    NonBlockingBuilder::default().buffered_lines_limit(LINES_WAITING).finish(output)
 }
 
 fn subscribe(config: &Logging, gate: Gate, writer: NonBlocking, colour: bool) {
