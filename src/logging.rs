@@ -203,8 +203,8 @@ fn write_access(mut writer: Writer<'_>, event: &Event<'_>, with_time: bool) -> f
     writeln!(fields.writer)
 }
 
-/// As it stands before all other lines (RFC 3339, to the microsecond). What is the same for a second
-/// is kept for it.
+/// As it stands before all other lines (RFC 3339, to the microsecond). What is the same for a
+/// second is kept for it.
 fn write_time(writer: &mut Writer<'_>, now: SystemTime) -> fmt::Result {
     thread_local! {
         static SECOND: RefCell<(u64, String)> = const { RefCell::new((0, String::new())) };

@@ -117,7 +117,7 @@ const DOORS: &[(&str, &[&str])] = &[
     ("io_uring", &["server"]),
     ("tracing", &["cache/", "net/", "proxy/", "live/", "admin", "server", "logging", "main"]),
     ("ipnet", &["config", "policy/"]),
-    ("humantime", &["config", "cache/disk", "net/", "proxy/", "admin", "command/"]),
+    ("humantime", &["config", "logging", "cache/disk", "net/", "proxy/", "admin", "command/"]),
     ("httpdate", &["policy/", "proxy/", "doctor/"]),
 ];
 
