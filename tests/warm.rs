@@ -3,8 +3,10 @@
 mod support;
 
 use std::fs;
+use std::net::SocketAddr;
 
 use serde_json::{Value, json};
+use socket2::{Domain, Socket, Type};
 use support::answer::{Answer, Ending, Gate};
 use support::body::Body;
 use support::certs::Authority;
@@ -160,18 +162,25 @@ fn what_the_proxy_does_not_open_is_not_called_warm() {
     says(&warm(&setup, &proxy, &[&image]), 1, &["does not open the TLS", "tls.intercept"]);
 }
 
+/// Keeps a port from others without listening on it.
+fn held(host: &str) -> (Socket, u16) {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+    socket.bind(&SocketAddr::new(names::address(host), 0).into()).expect("a port");
+    let address = socket.local_addr().expect("its address");
+    (socket, address.as_socket().expect("an IP address").port())
+}
+
 #[test]
 fn what_is_not_there_counts_as_nothing() {
     let setup = Setup::new();
     let proxy = setup.start();
-    let origin = Origin::https(names::REGISTRY);
-    let image = format!("{}/lab/img:v1", origin.authority());
-    origin.stop();
+    let (_registry, port) = held(names::REGISTRY);
+    let image = format!("{}:{port}/lab/img:v1", names::REGISTRY);
     let seen = warm(&setup, &proxy, &[&image]);
     says(&seen, 1, &["503: ", "1 images, 1 failed"]);
     assert!(!seen.stdout.contains("new"), "{seen:?}");
-    let nowhere = format!("http://{}", proxy.address());
-    proxy.stop();
+    let (_proxy, port) = held("127.0.0.1");
+    let nowhere = format!("http://127.0.0.1:{port}");
     let seen = setup.run(&["warm", "--proxy", &nowhere, &image]);
     says(&seen, 1, &[&nowhere, "can't be reached"]);
     assert_eq!((&*seen.stdout, seen.stderr.lines().count()), ("", 1));

@@ -144,6 +144,8 @@ fn a_password_of_dockers_file_opens_a_private_registry() {
         home.file(".docker/config.json", text);
         says(&home.warm(&[&image]), 1, &[&file, "no JSON at line 1"]);
     }
+    home.file(".docker/config.json", &" ".repeat(2 << 20));
+    says(&home.warm(&[&image]), 1, &[&file, "more than 1048576 bytes"]);
 }
 
 #[test]
@@ -235,7 +237,9 @@ fn a_redirect_to_another_host_takes_no_credentials_along() {
     cdn.get("/layer", Answer::redirect(307, origin.url(&other)));
     says(&home.warm(&[&image(&origin)]), 0, &["new 2 blobs, "]);
     origin.get(&at("manifests", "v1"), Answer::redirect(307, at("manifests", "v1")));
+    let before = origin.seen().len();
     says(&home.warm(&[&image(&origin)]), 1, &["it redirects more than 5 times"]);
+    assert_eq!(origin.seen().len() - before, 6);
 }
 
 #[test]
