@@ -57,8 +57,12 @@ PLOT
 
 # bars FIGURE LABEL: of the big hits, by row, one bar for each server.
 bars() {
-  # Upstream itself gives no hits.
-  local data lines="" server column=2 servers=${servers/direct /}
+  local data lines="" server column=2 found=""
+  # Upstream itself gives no hits, and not every server is installed.
+  for server in $servers; do
+    ! compgen -G "big-hits*.$server.1.json" >/dev/null || found+="$server "
+  done
+  local servers=$found
   data=$(mktemp)
   python3 - "$1" $servers >"$data" <<'PYTHON'
 import json, pathlib, sys

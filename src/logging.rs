@@ -28,6 +28,7 @@ use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::config::{Format, Level, Logging};
+use crate::sys;
 
 /// Lines that may wait to be written; what comes when there are so many is lost, and no request
 /// waits for the log. Room for them is made at the start, 32 bytes for each.
@@ -45,10 +46,10 @@ impl LogOutput {
     pub fn start(config: &Logging) -> io::Result<LogOutput> {
         let reopen = Arc::new(AtomicBool::new(false));
         let (writer, guard) = match &config.file {
-            None => queued(BufWriter::new(io::stdout())),
+            None => queued(io::stdout()),
             Some(path) => {
                 let file = LogFile::open(config, path, Arc::clone(&reopen))?;
-                queued(BufWriter::new(file))
+                queued(file)
             }
         };
         let colour = config.file.is_none() && io::stdout().is_terminal();
@@ -74,7 +75,29 @@ impl LogOutput {
 
 /// Writes on a thread of its own what it is given.
 fn queued(output: impl io::Write + Send + 'static) -> (NonBlocking, WorkerGuard) {
+    let output = Output { lines: BufWriter::new(output), stands_back: false };
     NonBlockingBuilder::default().buffered_lines_limit(LINES_WAITING).finish(output)
+}
+
+/// What the thread that writes the log has. It takes no core from a worker for a single line: what
+/// has come until it has its turn is written together.
+struct Output<W: Write> {
+    lines: BufWriter<W>,
+    stands_back: bool,
+}
+
+impl<W: Write> Write for Output<W> {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        if !std::mem::replace(&mut self.stands_back, true) {
+            // Where it fails, lines are written sooner, and requests a little later.
+            let _ = sys::process::stand_back();
+        }
+        self.lines.write(line)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.lines.flush()
+    }
 }
 
 fn subscribe(config: &Logging, gate: Gate, writer: NonBlocking, colour: bool) {

@@ -56,6 +56,15 @@ fn signal_set() -> libc::sigset_t {
     }
 }
 
+/// Has this thread take a core from no other that is running (`SCHED_BATCH`, sched(7)): it waits
+/// for its turn, or for a core that is idle.
+pub fn stand_back() -> io::Result<()> {
+    let priority = libc::sched_param { sched_priority: 0 };
+    // SAFETY: the parameters are there for the call; 0 is the calling thread.
+    let code = unsafe { libc::sched_setscheduler(0, libc::SCHED_BATCH, &priority) };
+    if code == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Raises the limit of open files to `wanted`, or as far as the hard limit goes without privileges,
 /// and returns what it is then.
 pub fn raise_open_files(wanted: u64) -> io::Result<u64> {
@@ -129,6 +138,18 @@ mod tests {
     use std::process::Command;
 
     use super::*;
+
+    #[test]
+    fn a_thread_that_stands_back_is_scheduled_as_a_batch() {
+        let policy = std::thread::spawn(|| {
+            stand_back().unwrap();
+            let stat = fs::read_to_string("/proc/thread-self/stat").unwrap();
+            // Field 41 (proc_pid_stat(5)), counted behind the name in parentheses.
+            let (_, fields) = stat.rsplit_once(") ").unwrap();
+            fields.split(' ').nth(38).and_then(|policy| policy.parse::<i32>().ok())
+        });
+        assert_eq!(policy.join().unwrap(), Some(libc::SCHED_BATCH));
+    }
 
     #[test]
     fn threads_say_how_long_they_were_on_a_processor() {
