@@ -7,6 +7,7 @@ use std::net::TcpListener;
 use std::process::{Child, ChildStdin, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
+use std::time::Instant;
 
 use serde_json::{Value, json};
 use support::answer::Answer;
@@ -216,7 +217,9 @@ struct Terminal {
 impl Terminal {
     fn new(setup: &Setup, proxy: &Proxy, command: &str) -> Terminal {
         let (binary, admin) = (env!("CARGO_BIN_EXE_discobot-proxy"), proxy.admin_address());
-        let line = format!("exec {binary} {command} --admin http://{admin}");
+        // Whoever starts the tests may have told them to ignore Ctrl-C.
+        let line =
+            format!("exec env --default-signal=INT {binary} {command} --admin http://{admin}");
         // The exit code is the command's.
         let mut script = setup.wrapped("script", &["-qec", &line, "/dev/null"]);
         script.stdin(Stdio::piped()).stdout(Stdio::piped());
@@ -251,8 +254,10 @@ impl Terminal {
 
     /// Its exit code, and all that was shown.
     fn ends(mut self) -> (Option<i32>, String) {
+        let begun = Instant::now();
         while let Ok(piece) = self.output.recv_timeout(DEADLINE) {
             self.shown.push_str(&String::from_utf8_lossy(&piece));
+            assert!(begun.elapsed() < DEADLINE, "it does not end: {}", self.shown);
         }
         let ended = wait_until("its end", || self.child.try_wait().expect("waiting for it"));
         (ended.code(), std::mem::take(&mut self.shown))
