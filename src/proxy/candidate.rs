@@ -101,7 +101,7 @@ pub async fn get_request(
             }
             Ok(Lookup::Crowded) => {
                 missed();
-                Some(Box::pin(pass_miss(worker, client, request, Why::MaxFills)).await)
+                Some(pass_miss(worker, client, request, Why::MaxFills).await)
             }
             Ok(Lookup::Join(reader)) => {
                 missed();
@@ -117,7 +117,7 @@ pub async fn get_request(
         }
     }
     missed();
-    Box::pin(pass_miss(worker, client, request, Why::Unsettled)).await
+    pass_miss(worker, client, request, Why::Unsettled).await
 }
 
 /// Answers from a stored entry. `Err`: why it will not do for this request.

@@ -181,7 +181,7 @@ impl Delivery<'_> {
         conn.write_parts(&[&head], more).await.map_err(broken)?;
         drop(head);
         if matches!(self.source, Source::Hit(_)) && end.is_some_and(|end| end - start >= LARGE) {
-            Box::pin(self.hand_over()).await.map_err(broken)?;
+            self.hand_over().await.map_err(broken)?;
         }
         let sent = self.spans(reader, &seen.body, framing).await?;
         match framing {

@@ -7,6 +7,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use monoio::blocking::{BlockingTask, ThreadPool};
 
+use crate::sys::sync::lock;
+
 /// Threads for what blocks: files being opened, named and removed.
 const HELPERS: usize = 8;
 
@@ -96,7 +98,7 @@ impl Queue {
     }
 
     fn lock(&self) -> MutexGuard<'_, Waiting> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.waiting)
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::process::{Child, Command, Stdio};
-use std::sync::{Mutex, PoisonError, mpsc};
+use std::sync::{Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
 
@@ -12,6 +12,7 @@ use serde_json::Value;
 use super::Shows;
 use crate::config::Secret;
 use crate::http::Basic;
+use crate::sys::sync::lock;
 
 /// How long a helper may take: some ask a cloud, or a person.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -29,7 +30,7 @@ pub struct Helpers(Mutex<BTreeMap<(String, String), Option<Shows>>>);
 impl Helpers {
     /// What the helper of this name knows of a server; asked once.
     pub fn ask(&self, name: &str, server: &str) -> Result<Option<Shows>, String> {
-        let mut asked = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut asked = lock(&self.0);
         let key = (name.to_owned(), server.to_owned());
         if let Some(known) = asked.get(&key) {
             return Ok(known.clone());

@@ -1,6 +1,6 @@
 //! One image's registry: its parts, with the token that it wants, from wherever it sends to.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::thread;
 use std::time::Duration;
 
@@ -12,6 +12,7 @@ use crate::doctor::pull;
 use crate::http::{Authority, Scheme};
 use crate::key::{Image, Reference};
 use crate::proxy::{Challenge, Url, bearer_challenge, token_in};
+use crate::sys::sync::lock;
 
 /// Requests for one part at most, as long as the registry asks for patience.
 const TRIES: u32 = 5;
@@ -204,9 +205,4 @@ impl<'a> Registry<'a> {
 /// Whether a `WWW-Authenticate` value asks for user and password (RFC 7617, section 2).
 fn is_basic(challenge: &str) -> bool {
     challenge.split_whitespace().next().is_some_and(|scheme| scheme.eq_ignore_ascii_case("basic"))
-}
-
-/// A thread that ended by a bug left whole values all the same.
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
